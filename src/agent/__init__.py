@@ -1,0 +1,59 @@
+"""The public names, loaded when they are first used; importing `agent` does no I/O."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agent.errors import LearningError
+    from agent.events import Event, listening
+    from agent.identity import Identity
+    from agent.learning.learning_graph import current_knowledge, with_learning
+    from agent.learning.learning_middleware import LearningMiddleware
+    from agent.learning.machine import LearningMachine
+    from agent.settings import Settings
+    from agent.stores.base import LearningMode
+    from agent.stores.session_context import SessionContextConfig
+    from agent.stores.user_memory import UserMemoryConfig
+    from agent.stores.user_profile import UserProfile, UserProfileConfig
+
+_HOMES = {
+    "Event": "agent.events",
+    "Identity": "agent.identity",
+    "LearningError": "agent.errors",
+    "LearningMachine": "agent.learning.machine",
+    "LearningMiddleware": "agent.learning.learning_middleware",
+    "LearningMode": "agent.stores.base",
+    "SessionContextConfig": "agent.stores.session_context",
+    "Settings": "agent.settings",
+    "UserMemoryConfig": "agent.stores.user_memory",
+    "UserProfile": "agent.stores.user_profile",
+    "UserProfileConfig": "agent.stores.user_profile",
+    "current_knowledge": "agent.learning.learning_graph",
+    "listening": "agent.events",
+    "with_learning": "agent.learning.learning_graph",
+}
+
+__all__ = [
+    "Event",
+    "Identity",
+    "LearningError",
+    "LearningMachine",
+    "LearningMiddleware",
+    "LearningMode",
+    "SessionContextConfig",
+    "Settings",
+    "UserMemoryConfig",
+    "UserProfile",
+    "UserProfileConfig",
+    "current_knowledge",
+    "listening",
+    "with_learning",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'agent' has no attribute {name!r}")

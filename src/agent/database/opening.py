@@ -1,0 +1,73 @@
+"""Which database the settings mean."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from agent.database.protocol import Database
+from agent.identity import Identity
+from agent.settings import Settings
+
+
+def open_database(settings: Settings) -> Database:
+    """The database of these settings; nothing is contacted before the first call.
+
+    `database_url` wins, then Supabase; with neither, the embedded server in `data_dir` is started and migrated at the
+    first call.
+
+    Raises:
+        ConfigurationError: `SUPABASE_URL` is set without keys that suffice.
+    """
+    if settings.database_url is not None:
+        from agent.database.postgres import PostgresDatabase
+
+        return PostgresDatabase(settings.database_url.get_secret_value())
+    if settings.supabase_url is not None:
+        from agent.database.supabase import SupabaseDatabase
+
+        return SupabaseDatabase.from_settings(settings)
+    return EmbeddedDatabase(settings)
+
+
+class EmbeddedDatabase:
+    """The embedded Postgres, started and migrated when it is first called."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._database: Any = None
+        self._server: Any = None
+        self._starting: asyncio.Lock | None = None
+
+    async def url(self) -> str:
+        """Start the server if need be and return its address."""
+        database = await self._started()
+        return str(database.url)
+
+    async def call(self, function: str, identity: Identity | None = None, /, **arguments: Any) -> Any:
+        """See `agent.database.protocol.Database.call`."""
+        database = self._database or await self._started()
+        return await database.call(function, identity, **arguments)
+
+    async def _started(self) -> Any:
+        self._starting = self._starting or asyncio.Lock()
+        async with self._starting:
+            if self._database is None:
+                from agent.database.embedded import start_embedded
+                from agent.database.migrations import migrate
+                from agent.database.postgres import PostgresDatabase
+
+                self._server = await asyncio.to_thread(start_embedded, self._settings.data_dir)
+                url = self._server.url()
+                await migrate(url)
+                self._database = PostgresDatabase(url)
+        return self._database
+
+    async def close(self) -> None:
+        """Give back connections and this process's hold on the server; the last process stops it."""
+        database, self._database = self._database, None
+        server, self._server = self._server, None
+        if database is not None:
+            await database.close()
+        if server is not None:
+            await asyncio.to_thread(server.release)

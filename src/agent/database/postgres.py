@@ -1,0 +1,178 @@
+"""The transport to a Postgres: psycopg 3 and a pool."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, LiteralString, cast
+from urllib.parse import urlsplit
+
+import psycopg
+from psycopg import sql
+from psycopg.types.json import set_json_loads
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from agent.database.protocol import CASTS, JSON_ARGUMENTS, refusal, to_json
+from agent.errors import ConfigurationError, DatabaseUnavailable, LearningError
+from agent.identity import Identity
+
+_CONNECT_SECONDS = 5
+_POOLER_PORT = 6543  # Supabase's transaction pooler: a prepared statement would meet another connection
+_REST_AFTER_FAILURE_SECONDS = 1.0
+
+
+class PostgresDatabase:
+    """Storage functions over a pool of connections, opened at the first call.
+
+    While the server is away calls fail at once: after a failure the next attempt to connect is made one second
+    later. A call cut off by a lost connection is repeated once, which is safe because every storage function is
+    idempotent by run id, version or text.
+    """
+
+    def __init__(self, url: str, *, connections_max: int = 10) -> None:
+        self._url = url
+        self._connections_max = connections_max
+        self._pool: AsyncConnectionPool | None = None
+        self._opening: asyncio.Lock | None = None
+        self._down_until = 0.0
+        self._down_because = ""
+        self._statements: dict[tuple[str, tuple[str, ...]], sql.Composed] = {}
+
+    @property
+    def url(self) -> str:
+        """Where it is, password included: for workers, never for messages."""
+        return self._url
+
+    async def call(self, function: str, identity: Identity | None = None, /, **arguments: Any) -> Any:
+        """See `agent.database.protocol.Database.call`."""
+        if identity is not None:
+            arguments["identity"] = identity.as_json()
+        values = {
+            name: to_json(value) if name in JSON_ARGUMENTS and value is not None else value
+            for name, value in arguments.items()
+        }
+        statement = self._statement(function, tuple(values))
+        for attempt in (1, 2):
+            pool = await self._open_pool()
+            try:
+                async with pool.connection(timeout=_CONNECT_SECONDS) as connection:
+                    cursor = await connection.execute(statement, values)
+                    row = await cursor.fetchone()
+                    return row[0] if row else None
+            except PoolTimeout:
+                raise self._away("no connection became free or could be made") from None
+            except psycopg.OperationalError as error:
+                if error.sqlstate in ("40001", "40P01"):
+                    raise refusal(function, error.sqlstate, error.diag.message_primary or "") from None
+                await self._drop_pool()
+                if attempt == 2:
+                    raise self._away(str(error)) from None
+            except psycopg.Error as error:
+                raise refusal(function, error.sqlstate, error.diag.message_primary or type(error).__name__) from None
+        raise AssertionError("unreachable")
+
+    def _statement(self, function: str, names: tuple[str, ...]) -> sql.Composed:
+        """`SELECT public.f(a => %(a)s)`; made once per function and set of arguments."""
+        statement = self._statements.get((function, names))
+        if statement is None:
+            parts = []
+            for name in names:
+                cast_to = "jsonb" if name in JSON_ARGUMENTS else CASTS.get(name)
+                suffix = sql.SQL(cast(LiteralString, f"::{cast_to}")) if cast_to else sql.SQL("")
+                parts.append(sql.SQL("{} => {}{}").format(sql.Identifier(name), sql.Placeholder(name), suffix))
+            statement = sql.SQL("SELECT {}({})").format(sql.Identifier("public", function), sql.SQL(", ").join(parts))
+            self._statements[function, names] = statement
+        return statement
+
+    async def _open_pool(self) -> AsyncConnectionPool:
+        if self._pool is not None:
+            return self._pool
+        if time.monotonic() < self._down_until:
+            raise DatabaseUnavailable(self._down_because)
+        self._opening = self._opening or asyncio.Lock()
+        async with self._opening:
+            if self._pool is None:
+                if time.monotonic() < self._down_until:
+                    raise DatabaseUnavailable(self._down_because)
+                await self._try_connection()
+                pool = AsyncConnectionPool(
+                    self._url,
+                    min_size=1,
+                    max_size=self._connections_max,
+                    open=False,
+                    configure=_configure,
+                    kwargs={
+                        "autocommit": True,
+                        "connect_timeout": _CONNECT_SECONDS,
+                        "prepare_threshold": None if urlsplit(self._url).port == _POOLER_PORT else 2,
+                    },
+                    name="agent-learning",
+                )
+                await pool.open()
+                self._pool = pool
+        return self._pool
+
+    async def _try_connection(self) -> None:
+        """A pool hides why it cannot connect; one plain connection says it."""
+        try:
+            async with await psycopg.AsyncConnection.connect(self._url, connect_timeout=_CONNECT_SECONDS):
+                pass
+        except psycopg.OperationalError as error:
+            raise connection_error(self._url, error, away=self._away) from None
+        except psycopg.ProgrammingError:
+            raise ConfigurationError(
+                f"DATABASE_URL is not a connection string: {describe(self._url)}; it should look like "
+                "postgresql://user:password@host:5432/database"
+            ) from None
+
+    def _away(self, reason: str) -> DatabaseUnavailable:
+        self._down_until = time.monotonic() + _REST_AFTER_FAILURE_SECONDS
+        self._down_because = (
+            f"Postgres at {describe(self._url)} cannot be reached ({' '.join(reason.split())[:300]}); "
+            "is it running, and is DATABASE_URL right? `agent doctor` tries it"
+        )
+        return DatabaseUnavailable(self._down_because)
+
+    async def _drop_pool(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.close(timeout=1)
+
+    async def close(self) -> None:
+        """See `agent.database.protocol.Database.close`."""
+        await self._drop_pool()
+
+
+async def _configure(connection: psycopg.AsyncConnection[Any]) -> None:
+    set_json_loads(_loads, connection)
+
+
+def _loads(document: str | bytes) -> Any:
+    import orjson
+
+    return orjson.loads(document)
+
+
+def describe(url: str) -> str:
+    """The address without user and password, for messages."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "the local socket", parts.port
+    except ValueError:
+        return "an address that cannot be read"
+    return f"{host}{f':{port}' if port else ''}, database {parts.path.lstrip('/') or '(default)'}"
+
+
+def connection_error(url: str, error: psycopg.OperationalError, *, away: Any) -> LearningError:
+    """Why a connection was refused, in plain words and without the password."""
+    text = str(error)
+    if "password authentication failed" in text or "no password supplied" in text:
+        return ConfigurationError(
+            f"Postgres at {describe(url)} refused the user or the password; correct DATABASE_URL"
+        )
+    if "does not exist" in text and "database" in text:
+        return ConfigurationError(
+            f"Postgres at {describe(url)} answers, but that database does not exist; create it or correct DATABASE_URL"
+        )
+    result: LearningError = away(text)
+    return result

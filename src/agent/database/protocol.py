@@ -1,0 +1,97 @@
+"""The one way to the database: a named storage function and its arguments (D1)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Protocol
+
+from agent.errors import (
+    AccessRefused,
+    ConflictError,
+    IdentityError,
+    InvalidLearning,
+    LearningError,
+    MigrationError,
+    NotFound,
+    OperatorError,
+)
+from agent.identity import Identity
+
+
+class Database(Protocol):
+    """A transport to the storage functions. Safe for use from any number of tasks of one event loop."""
+
+    async def call(self, function: str, identity: Identity | None = None, /, **arguments: Any) -> Any:
+        """Run one storage function, one transaction, and return its JSON result.
+
+        Raises:
+            DatabaseUnavailable: not reachable; the same call may succeed later.
+            LearningError: another branch of the tree in `agent.errors`, by what the function refused.
+        """
+
+    async def close(self) -> None:
+        """Give back connections; calls after it open new ones."""
+
+
+# Arguments that are JSON documents; all others are plain values or lists of text.
+JSON_ARGUMENTS = frozenset(
+    {"identity", "run", "runs", "operations", "learning", "learnings", "wanted", "limits", "embeddings", "sessions"}
+)
+# Arguments whose type Postgres does not find out from text.
+CASTS = {"the_memory_id": "uuid", "the_memory_ids": "uuid[]", "run_ids": "text[]", "stores": "text[]"}
+
+_REPLACEMENT = "\ufffd"
+
+
+def clean(value: Any) -> Any:
+    """The same document without what Postgres cannot store: NUL and lone surrogates become U+FFFD."""
+    if isinstance(value, str):
+        if "\x00" in value:
+            value = value.replace("\x00", _REPLACEMENT)
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            value = value.encode(errors="replace").decode()
+        return value
+    if isinstance(value, dict):
+        return {clean(key): clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean(item) for item in value]
+    return value
+
+
+def to_json(value: Any) -> str:
+    """A JSON document as Postgres takes it. Dates become ISO text; what JSON cannot say becomes its `str`."""
+    return json.dumps(clean(value), ensure_ascii=False, default=str, allow_nan=False)
+
+
+def refusal(function: str, sqlstate: str | None, message: str) -> LearningError:
+    """The error of our tree for an error of the database.
+
+    Args:
+        function: the storage function that was called.
+        sqlstate: five letters by PostgreSQL's appendix A, or one of ours (`agent_private.refuse`).
+        message: the primary message of the server; it holds no stored text.
+    """
+    match sqlstate:
+        case "AGN01":
+            return IdentityError(f"{function}: {message}")
+        case "AGN02":
+            return ConflictError(f"{function}: {message}")
+        case "AGN03":
+            return NotFound(f"{function}: {message}")
+        case "AGN04" | "22P02" | "22021" | "22P05" | "22007" | "22008" | "23514" | "22023" | "22003":
+            return InvalidLearning(f"{function}: {message}")
+        case "42501":
+            return AccessRefused(
+                f"{function}: {message}. This login or key may not do that; a server needs a service key or a login "
+                "that is a member of agent_server"
+            )
+        case "42883" | "42P01" | "3F000" | "PGRST202" | "PGRST205":
+            return MigrationError(
+                f"the database has no function {function} of this version; run `agent migrate` against it"
+            )
+        case "40001" | "40P01" | "23505":
+            return ConflictError(f"{function}: {message}")
+        case _:
+            return OperatorError(f"{function} failed in the database ({sqlstate}): {message}")

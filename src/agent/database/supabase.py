@@ -1,0 +1,126 @@
+"""The transport to a Supabase project: the storage functions as RPC of the `supabase` client."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+from typing import TYPE_CHECKING, Any
+
+from agent.database.protocol import clean, refusal
+from agent.errors import AccessRefused, ConfigurationError, DatabaseUnavailable
+from agent.identity import DEFAULT_TENANT, Identity
+from agent.settings import Settings
+
+if TYPE_CHECKING:
+    from supabase import AsyncClient
+
+
+class SupabaseDatabase:
+    """Storage functions over PostgREST, with a server's key or in the name of one user.
+
+    With a user's access token the database takes the identity from the claims, whatever is asked for.
+    """
+
+    def __init__(self, url: str, key: str, *, access_token: str | None = None) -> None:
+        self._url = url
+        self._key = key
+        self._access_token = access_token
+        self._client: AsyncClient | None = None
+        self._opening: asyncio.Lock | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> SupabaseDatabase:
+        """The transport these settings ask for.
+
+        Raises:
+            ConfigurationError: the keys do not suffice; the message says which is missing.
+        """
+        if settings.supabase_url is None:
+            raise ConfigurationError("SUPABASE_URL is not set")
+        if settings.supabase_service_role_key is not None:
+            return cls(settings.supabase_url, settings.supabase_service_role_key.get_secret_value())
+        if settings.supabase_anon_key is None:
+            raise ConfigurationError(
+                "SUPABASE_URL is set but no key: set SUPABASE_SERVICE_ROLE_KEY (a server), or SUPABASE_ANON_KEY and "
+                "SUPABASE_ACCESS_TOKEN (one user)"
+            )
+        if settings.supabase_access_token is None:
+            raise ConfigurationError(
+                "SUPABASE_ANON_KEY is set but no SUPABASE_ACCESS_TOKEN: the anon key is public and says nothing about "
+                "who asks. Set a user's access token beside it, or SUPABASE_SERVICE_ROLE_KEY for a server"
+            )
+        return cls(
+            settings.supabase_url,
+            settings.supabase_anon_key.get_secret_value(),
+            access_token=settings.supabase_access_token.get_secret_value(),
+        )
+
+    @property
+    def claimed_identity(self) -> Identity | None:
+        """Whom the access token names, or `None` for a server's key. Read for labels only: the database verifies."""
+        return identity_of_token(self._access_token) if self._access_token else None
+
+    async def call(self, function: str, identity: Identity | None = None, /, **arguments: Any) -> Any:
+        """See `agent.database.protocol.Database.call`."""
+        import httpx
+        from postgrest.exceptions import APIError
+
+        if identity is not None:
+            arguments["identity"] = identity.as_json()
+        client = await self._open_client()
+        try:
+            answer = await client.rpc(function, json.loads(json.dumps(clean(arguments), default=str))).execute()
+        except APIError as error:
+            code = str(error.code) if error.code is not None else None
+            if code in ("401", "403", "PGRST301", "PGRST302", "PGRST303"):
+                raise AccessRefused(
+                    f"Supabase at {self._url} refused the key or the token ({error.message}); check that it belongs to "
+                    "this project and has not expired"
+                ) from None
+            raise refusal(function, code, error.message or "no message") from None
+        except (httpx.HTTPError, OSError) as error:
+            raise DatabaseUnavailable(
+                f"Supabase at {self._url} cannot be reached ({type(error).__name__}); is SUPABASE_URL right?"
+            ) from None
+        return answer.data
+
+    async def _open_client(self) -> AsyncClient:
+        if self._client is None:
+            self._opening = self._opening or asyncio.Lock()
+            async with self._opening:
+                if self._client is None:
+                    from supabase import AsyncClientOptions, acreate_client
+                    from supabase import SupabaseException
+
+                    headers = {"Authorization": f"Bearer {self._access_token}"} if self._access_token else {}
+                    try:
+                        self._client = await acreate_client(
+                            self._url, self._key, AsyncClientOptions(headers=headers, postgrest_client_timeout=10)
+                        )
+                    except SupabaseException as error:
+                        raise ConfigurationError(f"SUPABASE_URL or its key is not usable: {error}") from None
+        return self._client
+
+    async def close(self) -> None:
+        """See `agent.database.protocol.Database.close`."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.postgrest.aclose()
+
+
+def identity_of_token(token: str) -> Identity:
+    """Whom a JWT names: its `sub` as the user, `app_metadata.tenant_id` as the tenant. The signature is not checked.
+
+    Raises:
+        ConfigurationError: it is no JWT or names nobody.
+    """
+    try:
+        payload = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        user_id = claims["sub"]
+    except (IndexError, KeyError, TypeError, ValueError, binascii.Error):
+        raise ConfigurationError("SUPABASE_ACCESS_TOKEN is not a JWT with a `sub` claim") from None
+    tenant = (claims.get("app_metadata") or {}).get("tenant_id") or DEFAULT_TENANT
+    return Identity(tenant_id=tenant, user_id=user_id)

@@ -1,0 +1,51 @@
+"""What happened that somebody may want to know: one function to tell it, one to listen.
+
+Every event is also a line of the logger `agent.events` (warnings for the names that end in
+`_failed`, `_unavailable` or `_refused`, information for the rest). Facts never hold message text.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+_logger = logging.getLogger("agent.events")
+_listeners: list[Callable[[Event], None]] = []
+_ALARMING = ("_failed", "_unavailable", "_refused")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One thing that happened."""
+
+    name: str
+    """Dotted and past tense, such as `recall.degraded` or `run.spooled`."""
+    facts: dict[str, Any]
+    """Plain values; ids rather than contents."""
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+
+def emit(name: str, /, **facts: Any) -> None:
+    """Tell all listeners. A listener that raises is logged and does not stop the caller."""
+    event = Event(name=name, facts=facts)
+    level = logging.WARNING if name.endswith(_ALARMING) else logging.INFO
+    _logger.log(level, "%s %s", name, facts)
+    for listener in tuple(_listeners):
+        try:
+            listener(event)
+        except Exception:  # a listener is foreign code and must not fail a run
+            _logger.exception("listener %r failed on event %s", listener, name)
+
+
+@contextmanager
+def listening(listener: Callable[[Event], None]) -> Iterator[None]:
+    """Call `listener` with every event, in the thread that emits it, until the block ends."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)

@@ -1,0 +1,108 @@
+"""One event loop of our own per process, in a thread of its own, where all our I/O is done (D14).
+
+Hooks come from any loop and from no loop: from `asyncio.run` called twice, from worker threads, from the loops of
+`langgraph dev`. Pools and clients belong to one loop, so ours live here; sync and async callers both hand work over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import contextvars
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Portal:
+    """A running event loop in a daemon thread."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.loop = asyncio.new_event_loop()
+        self._at_exit: list[Callable[[], None]] = []
+        self._thread = threading.Thread(target=self._run, name="agent-learning", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Start the work in the portal and return at once.
+
+        It runs in a fresh context: a caller's LangChain callbacks and configuration must not reach our own calls.
+        Cancelling the future cancels the work.
+        """
+        result: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def start() -> None:
+            task = self.loop.create_task(work)
+
+            def deliver(done: asyncio.Task[T]) -> None:
+                if result.cancelled():
+                    if not done.cancelled():
+                        done.exception()  # retrieved, so that the loop does not report it
+                    return
+                if done.cancelled():
+                    result.cancel()
+                elif (error := done.exception()) is not None:
+                    result.set_exception(error)
+                else:
+                    result.set_result(done.result())
+
+            def withdraw(future: concurrent.futures.Future[T]) -> None:
+                if future.cancelled():
+                    self.loop.call_soon_threadsafe(task.cancel)
+
+            task.add_done_callback(deliver)
+            result.add_done_callback(withdraw)
+
+        self.loop.call_soon_threadsafe(start, context=contextvars.Context())
+        return result
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do the work in the portal and await it here, in whatever loop this is."""
+        if asyncio.get_running_loop() is self.loop:
+            return await work
+        return await asyncio.wrap_future(self.submit(work))
+
+    def run_sync(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do the work in the portal and wait for it in this thread."""
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise RuntimeError("the sync door was used inside the portal, where it would wait for itself")
+        return self.submit(work).result()
+
+    def at_exit(self, finish: Callable[[], None]) -> None:
+        """Call `finish` when the interpreter exits, while the portal still runs."""
+        self._at_exit.append(finish)
+
+    def forget(self, finish: Callable[[], None]) -> None:
+        """Do not call `finish` any more."""
+        if finish in self._at_exit:
+            self._at_exit.remove(finish)
+
+    def _leave(self) -> None:
+        for finish in reversed(self._at_exit):
+            finish()
+        self._at_exit.clear()
+
+
+_portal: Portal | None = None
+_lock = threading.Lock()
+
+
+def portal() -> Portal:
+    """The portal of this process; a forked child gets one of its own."""
+    global _portal
+    if _portal is None or _portal.pid != os.getpid():
+        with _lock:
+            if _portal is None or _portal.pid != os.getpid():
+                _portal = Portal()
+                atexit.register(_portal._leave)
+    return _portal

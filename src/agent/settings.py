@@ -1,0 +1,189 @@
+"""The one place that reads the environment."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from agent.errors import ConfigurationError
+from agent.identity import DEFAULT_TENANT
+
+DEFAULT_OPENAI_MODEL = "openai:gpt-5-mini"
+DEFAULT_OPENAI_EMBEDDINGS = "openai:text-embedding-3-small"
+
+
+class WorkerMode(StrEnum):
+    """Who learns what this process records."""
+
+    AUTO = "auto"
+    """A small worker in this process, unless another worker is alive."""
+    INSIDE = "inside"
+    """Always a worker in this process."""
+    OFF = "off"
+    """Never: `agent worker` runs elsewhere."""
+
+
+class Settings(BaseModel):
+    """Everything that can be set, read once from the environment and `.env`.
+
+    Values are final: nobody writes into settings they were given; `model_copy(update=…)` makes others.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    database_url: SecretStr | None = None
+    """Postgres to use, `postgresql://…` (`DATABASE_URL`). Unset: Supabase if set, else the embedded server."""
+    supabase_url: str | None = None
+    """Project address of Supabase (`SUPABASE_URL`); used when `database_url` is unset."""
+    supabase_service_role_key: SecretStr | None = None
+    """Key of a server: bypasses row level security (`SUPABASE_SERVICE_ROLE_KEY`, or an `sb_secret_…` key)."""
+    supabase_anon_key: SecretStr | None = None
+    """Public key (`SUPABASE_ANON_KEY`); good only together with a user's access token."""
+    supabase_access_token: SecretStr | None = None
+    """A user's JWT (`SUPABASE_ACCESS_TOKEN`); its claims are then the identity."""
+    openai_api_key: SecretStr | None = None
+    """Set: extraction by a small OpenAI model and OpenAI's embeddings (`OPENAI_API_KEY`)."""
+
+    model: str | None = None
+    """LangChain `provider:model` for extraction (`LEARNING_MODEL`); `none` turns it off. Default: OpenAI's small
+    model where `OPENAI_API_KEY` is set, else none."""
+    embeddings: str | None = None
+    """LangChain `provider:model` for vectors (`LEARNING_EMBEDDINGS`); `none` turns them off. Default as `model`."""
+    data_dir: Path = Path(".agent")
+    """Folder for the embedded server and the spool (`LEARNING_DATA_DIR`)."""
+    tenant: str = DEFAULT_TENANT
+    """Tenant of runs that name none (`LEARNING_TENANT`)."""
+    default_user: str | None = None
+    """User of runs that name none (`LEARNING_DEFAULT_USER`): for one person on one machine. Unset: such runs read
+    and write nothing personal."""
+    token_budget: int = Field(default=1500, ge=100, le=100_000)
+    """Tokens that recalled knowledge may take in a prompt (`LEARNING_TOKEN_BUDGET`)."""
+    quiet_period: timedelta = timedelta(seconds=20)
+    """How long a session must be quiet before it is learned, in seconds (`LEARNING_QUIET_PERIOD`); 0 learns at once.
+    A session that never rests is learned after fifteen quiet periods."""
+    worker: WorkerMode = WorkerMode.AUTO
+    """Who learns: `auto`, `inside` or `off` (`LEARNING_WORKER`)."""
+    recall_timeout: timedelta = timedelta(seconds=2)
+    """Longest wait for recall, in seconds; then the agent answers without (`LEARNING_RECALL_TIMEOUT`)."""
+    model_timeout: timedelta = timedelta(seconds=60)
+    """Longest wait for one extraction call, in seconds (`LEARNING_MODEL_TIMEOUT`)."""
+    embedding_timeout: timedelta = timedelta(milliseconds=800)
+    """Longest wait for the embedding of a question, in seconds (`LEARNING_EMBEDDING_TIMEOUT`)."""
+    stalled_after: timedelta = timedelta(seconds=30)
+    """A worker without a heartbeat for this long is taken for dead and its jobs are done by others, in seconds
+    (`LEARNING_STALLED_AFTER`)."""
+    exit_timeout: timedelta = timedelta(seconds=5)
+    """How long a leaving process goes on learning what it recorded, in seconds (`LEARNING_EXIT_TIMEOUT`)."""
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_postgres(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            scheme = urlsplit(url.get_secret_value()).scheme
+            if scheme not in ("postgresql", "postgres"):
+                raise ValueError(f"must begin with postgresql:// and begins with {scheme!r}")
+        return url
+
+    @field_validator("supabase_url")
+    @classmethod
+    def _is_web_address(cls, url: str | None) -> str | None:
+        if url is not None and urlsplit(url).scheme not in ("http", "https"):
+            raise ValueError(f"must be the project's https:// address and is {url!r}")
+        return url
+
+    @field_validator("quiet_period", "recall_timeout", "model_timeout", "embedding_timeout", "stalled_after",
+                     "exit_timeout")
+    @classmethod
+    def _is_not_negative(cls, duration: timedelta) -> timedelta:
+        if duration < timedelta(0):
+            raise ValueError(f"must not be negative and is {duration.total_seconds()} seconds")
+        return duration
+
+    @property
+    def extraction_model(self) -> str | None:
+        """`provider:model` that extracts, or `None` for no model."""
+        return self._chosen(self.model, DEFAULT_OPENAI_MODEL)
+
+    @property
+    def embedding_model(self) -> str | None:
+        """`provider:model` that embeds, or `None` for no vectors."""
+        return self._chosen(self.embeddings, DEFAULT_OPENAI_EMBEDDINGS)
+
+    def _chosen(self, named: str | None, default: str) -> str | None:
+        if named is not None:
+            return None if named == "none" else named
+        return default if self.openai_api_key is not None else None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Self:
+        """Settings from these variables. An unknown `LEARNING_…` variable is an error that names the nearest one."""
+        given: dict[str, Any] = {}
+        for variable, value in environment.items():
+            if variable in _FIELD_OF_VARIABLE:
+                if value != "":
+                    given.setdefault(_FIELD_OF_VARIABLE[variable], value)
+            elif variable.startswith("LEARNING_") and variable not in _NOT_OURS:
+                near = difflib.get_close_matches(variable, _FIELD_OF_VARIABLE, n=1)
+                hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(_learning_variables())}"
+                raise ConfigurationError(f"unknown setting {variable}={value!r}{hint}")
+        for name in _SECONDS & given.keys():
+            try:
+                given[name] = timedelta(seconds=float(given[name]))
+            except (ValueError, OverflowError):
+                raise ConfigurationError(
+                    f"{_VARIABLE_OF_FIELD[name]}={given[name]!r} is not a number of seconds"
+                ) from None
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            faults = "; ".join(
+                f"{_VARIABLE_OF_FIELD.get(str(fault['loc'][0]), fault['loc'][0])}: {fault['msg']}"
+                for fault in error.errors(include_url=False, include_input=False)
+            )
+            raise ConfigurationError(f"settings refused: {faults}") from None
+
+
+_FIELD_OF_VARIABLE = {
+    "DATABASE_URL": "database_url",
+    "SUPABASE_URL": "supabase_url",
+    "SUPABASE_SERVICE_ROLE_KEY": "supabase_service_role_key",
+    "SUPABASE_SECRET_KEY": "supabase_service_role_key",
+    "SUPABASE_ANON_KEY": "supabase_anon_key",
+    "SUPABASE_PUBLISHABLE_KEY": "supabase_anon_key",
+    "SUPABASE_ACCESS_TOKEN": "supabase_access_token",
+    "OPENAI_API_KEY": "openai_api_key",
+} | {
+    f"LEARNING_{name.upper()}": name
+    for name in (
+        "model", "embeddings", "data_dir", "tenant", "default_user", "token_budget", "quiet_period", "worker",
+        "recall_timeout", "model_timeout", "embedding_timeout", "stalled_after", "exit_timeout",
+    )
+}  # fmt: skip
+_VARIABLE_OF_FIELD = {field: variable for variable, field in reversed(_FIELD_OF_VARIABLE.items())}
+_SECONDS = {name for name, info in Settings.model_fields.items() if info.annotation is timedelta}
+_NOT_OURS = {"LEARNING_DATA"}  # where tests and benchmarks find their data
+
+
+def _learning_variables() -> list[str]:
+    return sorted(name for name in _FIELD_OF_VARIABLE if name.startswith("LEARNING_"))
+
+
+@lru_cache(maxsize=1)
+def current_settings() -> Settings:
+    """The settings of this process, read at the first call: the environment first, then `.env` in this folder.
+
+    Raises:
+        ConfigurationError: a value is malformed, or a `LEARNING_…` variable is unknown.
+    """
+    from_file = {name: value or "" for name, value in dotenv_values(".env").items()}
+    return Settings.from_environment({**from_file, **os.environ})

@@ -1,0 +1,2293 @@
+-- The learning layer, from nothing. Made from supabase/schemas/ by supabase/build_first_migration.sh.
+
+-- ---- schemas/00_foundation.sql
+
+-- Roles, schemas and the identity of a call.
+--
+-- agent_app     owns the storage functions and nothing else: no login, no bypass of row level security.
+--               A storage function runs as it (SECURITY DEFINER owned by agent_app), whoever calls.
+-- agent_server  those who may say for whom they act: our own server login and Supabase's service_role.
+--               Everybody else is who their JWT says they are.
+
+CREATE TABLE IF NOT EXISTS public.agent_migration (
+    name text PRIMARY KEY,
+    checksum text,
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE public.agent_migration IS 'Which of our migration files this database has seen; checksum is NULL where psql or another tool applied the file.';
+ALTER TABLE public.agent_migration ENABLE ROW LEVEL SECURITY;
+
+DO $$
+BEGIN
+    IF current_setting('server_version_num')::integer < 150000 THEN
+        RAISE EXCEPTION 'PostgreSQL 15 or newer is needed, this is %', current_setting('server_version');
+    END IF;
+    BEGIN
+        CREATE ROLE agent_app NOLOGIN NOINHERIT;
+    EXCEPTION WHEN duplicate_object OR unique_violation THEN
+        NULL;  -- roles belong to the cluster: another database of it made this one
+    END;
+    BEGIN
+        CREATE ROLE agent_server NOLOGIN;
+    EXCEPTION WHEN duplicate_object OR unique_violation THEN
+        NULL;
+    END;
+    IF NOT pg_has_role(current_user, 'agent_app', 'MEMBER') THEN
+        EXECUTE format('GRANT agent_app TO %I', current_user);
+    END IF;
+    IF NOT pg_has_role(current_user, 'agent_server', 'MEMBER') THEN
+        EXECUTE format('GRANT agent_server TO %I', current_user);
+    END IF;
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'service_role')
+       AND NOT pg_has_role('service_role', 'agent_server', 'MEMBER') THEN
+        GRANT agent_server TO service_role;
+    END IF;
+END
+$$;
+
+-- Supabase keeps extensions in a schema of their own; elsewhere they go where the owner's path says.
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'vector') THEN
+        IF to_regnamespace('extensions') IS NOT NULL THEN
+            CREATE EXTENSION vector WITH SCHEMA extensions;
+        ELSE
+            CREATE EXTENSION vector WITH SCHEMA public;
+        END IF;
+    END IF;
+END
+$$;
+SET search_path = public, extensions;
+
+CREATE SCHEMA IF NOT EXISTS agent_private;
+COMMENT ON SCHEMA agent_private IS 'Parts of the storage functions; nobody calls them from outside, and no API exposes this schema.';
+GRANT USAGE ON SCHEMA agent_private TO agent_app;
+GRANT USAGE ON SCHEMA public TO agent_app, agent_server;
+DO $$
+BEGIN
+    IF to_regnamespace('extensions') IS NOT NULL THEN
+        GRANT USAGE ON SCHEMA extensions TO agent_app;
+    END IF;
+END
+$$;
+
+-- Make a function the property of agent_app and say who may call it.
+-- audience: 'private' agent_app alone; 'server' agent_server; 'user' agent_server and holders of a user's JWT.
+CREATE OR REPLACE FUNCTION agent_private.publish(target regprocedure, audience text)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    home text := (SELECT n.nspname FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE p.oid = target);
+    other text;
+BEGIN
+    IF audience NOT IN ('private', 'server', 'user') THEN
+        RAISE EXCEPTION 'audience % is not private, server or user', audience;
+    END IF;
+    EXECUTE format('GRANT CREATE ON SCHEMA %I TO agent_app', home);
+    EXECUTE format('ALTER FUNCTION %s OWNER TO agent_app', target);
+    EXECUTE format('REVOKE CREATE ON SCHEMA %I FROM agent_app', home);
+    EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', target);
+    -- Supabase grants every new function of schema public to these three by default privileges.
+    FOR other IN SELECT rolname FROM pg_roles WHERE rolname IN ('anon', 'authenticated', 'service_role') LOOP
+        EXECUTE format('REVOKE ALL ON FUNCTION %s FROM %I', target, other);
+        IF audience = 'user' AND other = 'authenticated' THEN
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', target, other);
+        END IF;
+        IF audience <> 'private' AND other = 'service_role' THEN
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', target, other);
+        END IF;
+    END LOOP;
+    IF audience <> 'private' THEN
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO agent_server', target);
+    END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION agent_private.publish(regprocedure, text) FROM PUBLIC;
+
+-- Close a table to everybody but the storage functions and hold those to row level security.
+CREATE OR REPLACE FUNCTION agent_private.guard(target regclass)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    other text;
+BEGIN
+    EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', target);
+    EXECUTE format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', target);
+    EXECUTE format('REVOKE ALL ON TABLE %s FROM PUBLIC', target);
+    FOR other IN SELECT rolname FROM pg_roles WHERE rolname IN ('anon', 'authenticated', 'service_role') LOOP
+        EXECUTE format('REVOKE ALL ON TABLE %s FROM %I', target, other);
+    END LOOP;
+    EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE %s TO agent_app', target);
+END
+$$;
+REVOKE ALL ON FUNCTION agent_private.guard(regclass) FROM PUBLIC;
+
+-- Take on the identity of a call for the rest of it. Returns what was set before, to be given to leave(), or
+-- NULL where there is no tenant or no user: then nothing may be read or written.
+-- reach 'user' sees what that user may see; 'tenant' is for operators: all of one tenant, told identities only.
+-- A caller outside agent_server is whom the claims of the JWT name, whatever the argument says.
+CREATE OR REPLACE FUNCTION agent_private.enter(identity jsonb, reach text DEFAULT 'user')
+RETURNS text[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    caller text := coalesce(nullif(current_setting('role', true), 'none'), session_user);
+    claims jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
+    tenant text;
+    person text;
+    previous text[] := ARRAY[
+        coalesce(current_setting('agent.tenant_id', true), ''),
+        coalesce(current_setting('agent.user_id', true), ''),
+        coalesce(current_setting('agent.agent_id', true), ''),
+        coalesce(current_setting('agent.reach', true), '')
+    ];
+BEGIN
+    IF pg_has_role(caller, 'agent_server', 'MEMBER')
+       AND coalesce(claims ->> 'role', 'service_role') NOT IN ('anon', 'authenticated') THEN
+        tenant := nullif(identity ->> 'tenant_id', '');
+        person := nullif(identity ->> 'user_id', '');
+    ELSE
+        IF reach <> 'user' THEN
+            RAISE EXCEPTION 'only a server may act for a whole tenant' USING ERRCODE = 'insufficient_privilege';
+        END IF;
+        tenant := coalesce(nullif(claims #>> '{app_metadata,tenant_id}', ''), 'default');
+        person := nullif(claims ->> 'sub', '');
+    END IF;
+    IF tenant IS NULL OR (person IS NULL AND reach = 'user') THEN
+        RETURN NULL;
+    END IF;
+    PERFORM set_config('agent.tenant_id', tenant, true),
+            set_config('agent.user_id', coalesce(person, ''), true),
+            set_config('agent.agent_id', coalesce(identity ->> 'agent_id', ''), true),
+            set_config('agent.reach', reach, true);
+    RETURN previous;
+END
+$$;
+
+-- Put back what was set before enter(). An error needs no leave(): the rollback restores the settings.
+CREATE OR REPLACE FUNCTION agent_private.leave(previous text[])
+RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT set_config('agent.tenant_id', previous[1], true),
+           set_config('agent.user_id', previous[2], true),
+           set_config('agent.agent_id', previous[3], true),
+           set_config('agent.reach', previous[4], true);
+$$;
+
+-- The errors that Python tells apart by their code.
+CREATE OR REPLACE FUNCTION agent_private.refuse(code text, message text)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- AGN01 nobody; AGN02 changed meanwhile; AGN03 not found; AGN04 invalid
+    RAISE EXCEPTION '%', message USING ERRCODE = code;
+END
+$$;
+
+-- ---- schemas/05_queue.sql
+
+-- The job queue: the schema of procrastinate 3.10 (MIT licence, https://procrastinate.readthedocs.io), unchanged, in a
+-- schema of its own that no API exposes. A test compares it with the installed package.
+
+CREATE SCHEMA IF NOT EXISTS agent_queue;
+COMMENT ON SCHEMA agent_queue IS 'The queue of the workers (procrastinate).';
+SET search_path = agent_queue, pg_catalog;
+
+-- Procrastinate Schema
+
+DO $$
+BEGIN
+    CREATE EXTENSION IF NOT EXISTS plpgsql WITH SCHEMA pg_catalog;
+EXCEPTION
+    WHEN OTHERS THEN
+        -- On managed PostgreSQL services (e.g. Azure Database for PostgreSQL, Amazon RDS,
+        -- Google Cloud SQL), CREATE EXTENSION may fail with various error codes:
+        -- insufficient_privilege, feature_not_supported, or provider-specific errors.
+        -- Before ignoring, verify the extension actually exists — if it does not exist
+        -- and cannot be created, re-raise so the failure is explicit.
+        IF EXISTS (SELECT 1 FROM pg_extension WHERE extname = 'plpgsql') THEN
+            RAISE NOTICE 'plpgsql extension already exists, skipping creation.';
+        ELSE
+            RAISE;
+        END IF;
+END;
+$$;
+
+-- Enums
+
+CREATE TYPE procrastinate_job_status AS ENUM (
+    'todo',  -- The job is queued
+    'doing',  -- The job has been fetched by a worker
+    'succeeded',  -- The job ended successfully
+    'failed',  -- The job ended with an error
+    'cancelled', -- The job was cancelled
+    'aborting',  -- legacy, not used anymore since v3.0.0
+    'aborted'  -- The job was aborted
+);
+
+CREATE TYPE procrastinate_job_event_type AS ENUM (
+    'deferred',  -- Job created, in todo
+    'started',  -- todo -> doing
+    'deferred_for_retry',  -- doing -> todo
+    'failed',  -- doing -> failed
+    'succeeded',  -- doing -> succeeded
+    'cancelled', -- todo -> cancelled
+    'abort_requested', -- not a state transition, but set in a separate field
+    'aborted', -- doing -> aborted (only allowed when abort_requested field is set)
+    'scheduled', -- not a state transition, but recording when a task is scheduled for
+    'retried' -- Manually retried failed job
+);
+
+-- Composite Types
+
+CREATE TYPE procrastinate_job_to_defer_v1 AS (
+    queue_name character varying,
+    task_name character varying,
+    priority integer,
+    lock text,
+    queueing_lock text,
+    args jsonb,
+    scheduled_at timestamp with time zone
+);
+
+-- Tables
+
+CREATE TABLE procrastinate_workers(
+    id bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    last_heartbeat timestamp with time zone NOT NULL DEFAULT NOW()
+);
+
+CREATE TABLE procrastinate_jobs (
+    id bigserial PRIMARY KEY,
+    queue_name character varying(128) NOT NULL,
+    task_name character varying(128) NOT NULL,
+    priority integer DEFAULT 0 NOT NULL,
+    lock text,
+    queueing_lock text,
+    args jsonb DEFAULT '{}' NOT NULL,
+    status procrastinate_job_status DEFAULT 'todo'::procrastinate_job_status NOT NULL,
+    scheduled_at timestamp with time zone NULL,
+    attempts integer DEFAULT 0 NOT NULL,
+    abort_requested boolean DEFAULT false NOT NULL,
+    worker_id bigint REFERENCES procrastinate_workers(id) ON DELETE SET NULL,
+    CONSTRAINT check_not_todo_abort_requested CHECK (NOT (status = 'todo' AND abort_requested = true))
+);
+
+CREATE TABLE procrastinate_periodic_defers (
+    id bigserial PRIMARY KEY,
+    task_name character varying(128) NOT NULL,
+    defer_timestamp bigint,
+    job_id bigint REFERENCES procrastinate_jobs(id) NULL,
+    periodic_id character varying(128) NOT NULL DEFAULT '',
+    CONSTRAINT procrastinate_periodic_defers_unique UNIQUE (task_name, periodic_id, defer_timestamp)
+);
+
+CREATE TABLE procrastinate_events (
+    id bigserial PRIMARY KEY,
+    job_id bigint NOT NULL REFERENCES procrastinate_jobs ON DELETE CASCADE,
+    type procrastinate_job_event_type,
+    at timestamp with time zone DEFAULT NOW() NULL
+);
+
+-- Constraints & Indices
+
+-- this prevents from having several jobs with the same queueing lock in the "todo" state
+CREATE UNIQUE INDEX procrastinate_jobs_queueing_lock_idx_v1 ON procrastinate_jobs (queueing_lock) WHERE status = 'todo';
+-- this prevents from having several jobs with the same lock in the "doing" state
+CREATE UNIQUE INDEX procrastinate_jobs_lock_idx_v1 ON procrastinate_jobs (lock) WHERE status = 'doing';
+
+-- Index for select_stalled_jobs_by_heartbeat query
+CREATE INDEX idx_procrastinate_jobs_worker_not_null ON procrastinate_jobs(worker_id) WHERE worker_id IS NOT NULL AND status = 'doing'::procrastinate_job_status;
+
+CREATE INDEX procrastinate_jobs_queue_name_idx_v1 ON procrastinate_jobs(queue_name);
+CREATE INDEX procrastinate_jobs_id_lock_idx_v1 ON procrastinate_jobs (id, lock) WHERE status = ANY (ARRAY['todo'::procrastinate_job_status, 'doing'::procrastinate_job_status]);
+CREATE INDEX procrastinate_jobs_priority_idx_v1 ON procrastinate_jobs(priority desc, id asc) WHERE (status = 'todo'::procrastinate_job_status);
+
+CREATE INDEX procrastinate_events_job_id_fkey_v1 ON procrastinate_events(job_id);
+
+CREATE INDEX procrastinate_periodic_defers_job_id_fkey_v1 ON procrastinate_periodic_defers(job_id);
+
+CREATE INDEX idx_procrastinate_workers_last_heartbeat ON procrastinate_workers(last_heartbeat);
+
+-- Functions
+CREATE FUNCTION procrastinate_defer_jobs_v1(
+    jobs procrastinate_job_to_defer_v1[]
+)
+    RETURNS bigint[]
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    job_ids bigint[];
+BEGIN
+    WITH inserted_jobs AS (
+        INSERT INTO procrastinate_jobs (queue_name, task_name, priority, lock, queueing_lock, args, scheduled_at)
+        SELECT (job).queue_name,
+               (job).task_name,
+               (job).priority,
+               (job).lock,
+               (job).queueing_lock,
+               (job).args,
+               (job).scheduled_at
+        FROM unnest(jobs) AS job
+        RETURNING id
+    )
+    SELECT array_agg(id) FROM inserted_jobs INTO job_ids;
+
+    RETURN job_ids;
+END;
+$$;
+
+CREATE FUNCTION procrastinate_defer_periodic_job_v2(
+    _queue_name character varying,
+    _lock character varying,
+    _queueing_lock character varying,
+    _task_name character varying,
+    _priority integer,
+    _periodic_id character varying,
+    _defer_timestamp bigint,
+    _args jsonb
+)
+    RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+	_job_id bigint;
+	_defer_id bigint;
+BEGIN
+    INSERT
+        INTO procrastinate_periodic_defers (task_name, periodic_id, defer_timestamp)
+        VALUES (_task_name, _periodic_id, _defer_timestamp)
+        ON CONFLICT DO NOTHING
+        RETURNING id into _defer_id;
+
+    IF _defer_id IS NULL THEN
+        RETURN NULL;
+    END IF;
+
+    UPDATE procrastinate_periodic_defers
+        SET job_id = (
+            SELECT COALESCE((
+                SELECT unnest(procrastinate_defer_jobs_v1(
+                    ARRAY[
+                        ROW(
+                            _queue_name,
+                            _task_name,
+                            _priority,
+                            _lock,
+                            _queueing_lock,
+                            _args,
+                            NULL::timestamptz
+                        )
+                    ]::procrastinate_job_to_defer_v1[]
+                ))
+            ), NULL)
+        )
+        WHERE id = _defer_id
+        RETURNING job_id INTO _job_id;
+
+    DELETE
+        FROM procrastinate_periodic_defers
+        USING (
+            SELECT id
+            FROM procrastinate_periodic_defers
+            WHERE procrastinate_periodic_defers.task_name = _task_name
+            AND procrastinate_periodic_defers.periodic_id = _periodic_id
+            AND procrastinate_periodic_defers.defer_timestamp < _defer_timestamp
+            ORDER BY id
+            FOR UPDATE
+        ) to_delete
+        WHERE procrastinate_periodic_defers.id = to_delete.id;
+
+    RETURN _job_id;
+END;
+$$;
+
+CREATE FUNCTION procrastinate_fetch_job_v2(
+    target_queue_names character varying[],
+    p_worker_id bigint
+)
+    RETURNS procrastinate_jobs
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+	found_jobs procrastinate_jobs;
+BEGIN
+    WITH candidate AS (
+        SELECT jobs.*
+            FROM procrastinate_jobs AS jobs
+            WHERE
+                -- reject the job if its lock has earlier or higher priority jobs
+                NOT EXISTS (
+                    SELECT 1
+                        FROM procrastinate_jobs AS other_jobs
+                        WHERE
+                            jobs.lock IS NOT NULL
+                            AND other_jobs.lock = jobs.lock
+                            AND (
+                                -- job with same lock is already running
+                                other_jobs.status = 'doing'
+                                OR
+                                -- job with same lock is waiting and has higher priority (or same priority but was queued first)
+                                (
+                                    other_jobs.status = 'todo'
+                                    AND (
+                                        other_jobs.priority > jobs.priority
+                                        OR (
+                                        other_jobs.priority = jobs.priority
+                                        AND other_jobs.id < jobs.id
+                                        )
+                                    )
+                                )
+                            )
+                )
+                AND jobs.status = 'todo'
+                AND (target_queue_names IS NULL OR jobs.queue_name = ANY( target_queue_names ))
+                AND (jobs.scheduled_at IS NULL OR jobs.scheduled_at <= now())
+            ORDER BY jobs.priority DESC, jobs.id ASC LIMIT 1
+            FOR UPDATE OF jobs SKIP LOCKED
+    )
+    UPDATE procrastinate_jobs
+        SET status = 'doing', worker_id = p_worker_id
+        FROM candidate
+        WHERE procrastinate_jobs.id = candidate.id
+        RETURNING procrastinate_jobs.* INTO found_jobs;
+
+ RETURN found_jobs;
+END;
+$$;
+
+CREATE FUNCTION procrastinate_finish_job_v1(job_id bigint, end_status procrastinate_job_status, delete_job boolean)
+    RETURNS void
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    _job_id bigint;
+BEGIN
+    IF end_status NOT IN ('succeeded', 'failed', 'aborted') THEN
+        RAISE 'End status should be either "succeeded", "failed" or "aborted" (job id: %)', job_id;
+    END IF;
+    IF delete_job THEN
+        DELETE FROM procrastinate_jobs
+        WHERE id = job_id AND status IN ('todo', 'doing')
+        RETURNING id INTO _job_id;
+    ELSE
+        UPDATE procrastinate_jobs
+        SET status = end_status,
+            abort_requested = false,
+            attempts = CASE status
+                WHEN 'doing' THEN attempts + 1 ELSE attempts
+            END
+        WHERE id = job_id AND status IN ('todo', 'doing')
+        RETURNING id INTO _job_id;
+    END IF;
+    IF _job_id IS NULL THEN
+        RAISE 'Job was not found or not in "doing" or "todo" status (job id: %)', job_id;
+    END IF;
+END;
+$$;
+
+CREATE FUNCTION procrastinate_cancel_job_v1(job_id bigint, abort boolean, delete_job boolean)
+    RETURNS bigint
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    _job_id bigint;
+BEGIN
+    IF delete_job THEN
+        DELETE FROM procrastinate_jobs
+        WHERE id = job_id AND status = 'todo'
+        RETURNING id INTO _job_id;
+    END IF;
+    IF _job_id IS NULL THEN
+        IF abort THEN
+            UPDATE procrastinate_jobs
+            SET abort_requested = true,
+                status = CASE status
+                    WHEN 'todo' THEN 'cancelled'::procrastinate_job_status ELSE status
+                END
+            WHERE id = job_id AND status IN ('todo', 'doing')
+            RETURNING id INTO _job_id;
+        ELSE
+            UPDATE procrastinate_jobs
+            SET status = 'cancelled'::procrastinate_job_status
+            WHERE id = job_id AND status = 'todo'
+            RETURNING id INTO _job_id;
+        END IF;
+    END IF;
+    RETURN _job_id;
+END;
+$$;
+
+CREATE FUNCTION procrastinate_retry_job_v1(
+    job_id bigint,
+    retry_at timestamp with time zone,
+    new_priority integer,
+    new_queue_name character varying,
+    new_lock character varying
+) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    _job_id bigint;
+    _abort_requested boolean;
+BEGIN
+    SELECT abort_requested FROM procrastinate_jobs
+    WHERE id = job_id AND status = 'doing'
+    FOR UPDATE
+    INTO _abort_requested;
+    IF _abort_requested THEN
+        UPDATE procrastinate_jobs
+        SET status = 'failed'::procrastinate_job_status
+        WHERE id = job_id AND status = 'doing'
+        RETURNING id INTO _job_id;
+    ELSE
+        UPDATE procrastinate_jobs
+        SET status = 'todo'::procrastinate_job_status,
+            attempts = attempts + 1,
+            scheduled_at = retry_at,
+            priority = COALESCE(new_priority, priority),
+            queue_name = COALESCE(new_queue_name, queue_name),
+            lock = COALESCE(new_lock, lock)
+        WHERE id = job_id AND status = 'doing'
+        RETURNING id INTO _job_id;
+    END IF;
+
+    IF _job_id IS NULL THEN
+        RAISE 'Job was not found or not in "doing" status (job id: %)', job_id;
+    END IF;
+END;
+$$;
+
+CREATE FUNCTION procrastinate_retry_job_v2(
+    job_id bigint,
+    retry_at timestamp with time zone,
+    new_priority integer,
+    new_queue_name character varying,
+    new_lock character varying
+) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    _job_id bigint;
+    _abort_requested boolean;
+    _current_status procrastinate_job_status;
+BEGIN
+    SELECT status, abort_requested FROM procrastinate_jobs
+    WHERE id = job_id AND status IN ('doing', 'failed')
+    FOR UPDATE
+    INTO _current_status, _abort_requested;
+    IF _current_status = 'doing' AND _abort_requested THEN
+        UPDATE procrastinate_jobs
+        SET status = 'failed'::procrastinate_job_status
+        WHERE id = job_id AND status = 'doing'
+        RETURNING id INTO _job_id;
+    ELSE
+        UPDATE procrastinate_jobs
+        SET status = 'todo'::procrastinate_job_status,
+            attempts = attempts + 1,
+            scheduled_at = retry_at,
+            priority = COALESCE(new_priority, priority),
+            queue_name = COALESCE(new_queue_name, queue_name),
+            lock = COALESCE(new_lock, lock)
+        WHERE id = job_id AND status IN ('doing', 'failed')
+        RETURNING id INTO _job_id;
+    END IF;
+
+    IF _job_id IS NULL THEN
+        RAISE 'Job was not found or has an invalid status to retry (job id: %)', job_id;
+    END IF;
+
+END;
+$$;
+
+CREATE FUNCTION procrastinate_notify_queue_job_inserted_v1()
+    RETURNS trigger
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    payload TEXT;
+BEGIN
+    SELECT json_build_object('type', 'job_inserted', 'job_id', NEW.id)::text INTO payload;
+	PERFORM pg_notify('procrastinate_queue_v1#' || NEW.queue_name, payload);
+	PERFORM pg_notify('procrastinate_any_queue_v1', payload);
+	RETURN NEW;
+END;
+$$;
+
+CREATE FUNCTION procrastinate_notify_queue_abort_job_v1()
+RETURNS trigger
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    payload TEXT;
+BEGIN
+    SELECT json_build_object('type', 'abort_job_requested', 'job_id', NEW.id)::text INTO payload;
+	PERFORM pg_notify('procrastinate_queue_v1#' || NEW.queue_name, payload);
+	PERFORM pg_notify('procrastinate_any_queue_v1', payload);
+	RETURN NEW;
+END;
+$$;
+
+CREATE FUNCTION procrastinate_trigger_function_status_events_insert_v1()
+    RETURNS trigger
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    INSERT INTO procrastinate_events(job_id, type)
+        VALUES (NEW.id, 'deferred'::procrastinate_job_event_type);
+	RETURN NEW;
+END;
+$$;
+
+CREATE FUNCTION procrastinate_trigger_function_status_events_update_v1()
+    RETURNS trigger
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    WITH t AS (
+        SELECT CASE
+            WHEN OLD.status = 'todo'::procrastinate_job_status
+                AND NEW.status = 'doing'::procrastinate_job_status
+                THEN 'started'::procrastinate_job_event_type
+            WHEN OLD.status = 'doing'::procrastinate_job_status
+                AND NEW.status = 'todo'::procrastinate_job_status
+                THEN 'deferred_for_retry'::procrastinate_job_event_type
+            WHEN OLD.status = 'doing'::procrastinate_job_status
+                AND NEW.status = 'failed'::procrastinate_job_status
+                THEN 'failed'::procrastinate_job_event_type
+            WHEN OLD.status = 'doing'::procrastinate_job_status
+                AND NEW.status = 'succeeded'::procrastinate_job_status
+                THEN 'succeeded'::procrastinate_job_event_type
+            WHEN OLD.status = 'todo'::procrastinate_job_status
+                AND (
+                    NEW.status = 'cancelled'::procrastinate_job_status
+                    OR NEW.status = 'failed'::procrastinate_job_status
+                    OR NEW.status = 'succeeded'::procrastinate_job_status
+                )
+                THEN 'cancelled'::procrastinate_job_event_type
+            WHEN OLD.status = 'doing'::procrastinate_job_status
+                AND NEW.status = 'aborted'::procrastinate_job_status
+                THEN 'aborted'::procrastinate_job_event_type
+            WHEN OLD.status = 'failed'::procrastinate_job_status
+                AND NEW.status = 'todo'::procrastinate_job_status
+                THEN 'retried'::procrastinate_job_event_type
+            ELSE NULL
+        END as event_type
+    )
+    INSERT INTO procrastinate_events(job_id, type)
+        SELECT NEW.id, t.event_type
+        FROM t
+        WHERE t.event_type IS NOT NULL;
+	RETURN NEW;
+END;
+$$;
+
+CREATE FUNCTION procrastinate_trigger_function_scheduled_events_v1()
+    RETURNS trigger
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    INSERT INTO procrastinate_events(job_id, type, at)
+        VALUES (NEW.id, 'scheduled'::procrastinate_job_event_type, NEW.scheduled_at);
+
+	RETURN NEW;
+END;
+$$;
+
+CREATE FUNCTION procrastinate_trigger_abort_requested_events_procedure_v1()
+    RETURNS trigger
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    INSERT INTO procrastinate_events(job_id, type)
+        VALUES (NEW.id, 'abort_requested'::procrastinate_job_event_type);
+    RETURN NEW;
+END;
+$$;
+
+CREATE FUNCTION procrastinate_unlink_periodic_defers_v1()
+    RETURNS trigger
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    UPDATE procrastinate_periodic_defers
+    SET job_id = NULL
+    WHERE job_id = OLD.id;
+    RETURN OLD;
+END;
+$$;
+
+CREATE FUNCTION procrastinate_register_worker_v1()
+    RETURNS TABLE(worker_id bigint)
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN QUERY
+    INSERT INTO procrastinate_workers DEFAULT VALUES
+    RETURNING procrastinate_workers.id;
+END;
+$$;
+
+CREATE FUNCTION procrastinate_unregister_worker_v1(worker_id bigint)
+    RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    DELETE FROM procrastinate_workers
+    WHERE id = worker_id;
+END;
+$$;
+
+CREATE FUNCTION procrastinate_update_heartbeat_v1(worker_id bigint)
+    RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    UPDATE procrastinate_workers
+    SET last_heartbeat = NOW()
+    WHERE id = worker_id;
+END;
+$$;
+
+CREATE FUNCTION procrastinate_prune_stalled_workers_v1(seconds_since_heartbeat float)
+    RETURNS TABLE(worker_id bigint)
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    RETURN QUERY
+    DELETE FROM procrastinate_workers
+    WHERE last_heartbeat < NOW() - (seconds_since_heartbeat || 'SECOND')::INTERVAL
+    RETURNING procrastinate_workers.id;
+END;
+$$;
+
+-- Triggers
+
+CREATE TRIGGER procrastinate_jobs_notify_queue_job_inserted_v1
+    AFTER INSERT ON procrastinate_jobs
+    FOR EACH ROW WHEN ((new.status = 'todo'::procrastinate_job_status))
+    EXECUTE PROCEDURE procrastinate_notify_queue_job_inserted_v1();
+
+CREATE TRIGGER procrastinate_jobs_notify_queue_job_aborted_v1
+    AFTER UPDATE OF abort_requested ON procrastinate_jobs
+    FOR EACH ROW WHEN ((old.abort_requested = false AND new.abort_requested = true AND new.status = 'doing'::procrastinate_job_status))
+    EXECUTE PROCEDURE procrastinate_notify_queue_abort_job_v1();
+
+CREATE TRIGGER procrastinate_trigger_status_events_update_v1
+    AFTER UPDATE OF status ON procrastinate_jobs
+    FOR EACH ROW
+    EXECUTE PROCEDURE procrastinate_trigger_function_status_events_update_v1();
+
+CREATE TRIGGER procrastinate_trigger_status_events_insert_v1
+    AFTER INSERT ON procrastinate_jobs
+    FOR EACH ROW WHEN ((new.status = 'todo'::procrastinate_job_status))
+    EXECUTE PROCEDURE procrastinate_trigger_function_status_events_insert_v1();
+
+CREATE TRIGGER procrastinate_trigger_scheduled_events_v1
+    AFTER UPDATE OR INSERT ON procrastinate_jobs
+    FOR EACH ROW WHEN ((new.scheduled_at IS NOT NULL AND new.status = 'todo'::procrastinate_job_status))
+    EXECUTE PROCEDURE procrastinate_trigger_function_scheduled_events_v1();
+
+CREATE TRIGGER procrastinate_trigger_abort_requested_events_v1
+    AFTER UPDATE OF abort_requested ON procrastinate_jobs
+    FOR EACH ROW WHEN ((new.abort_requested = true))
+    EXECUTE PROCEDURE procrastinate_trigger_abort_requested_events_procedure_v1();
+
+CREATE TRIGGER procrastinate_trigger_delete_jobs_v1
+    BEFORE DELETE ON procrastinate_jobs
+    FOR EACH ROW EXECUTE PROCEDURE procrastinate_unlink_periodic_defers_v1();
+
+SET search_path = public, extensions;
+
+-- Workers log in as servers; no API role sees the queue.
+GRANT USAGE ON SCHEMA agent_queue TO agent_server;
+GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA agent_queue TO agent_server;
+GRANT USAGE ON ALL SEQUENCES IN SCHEMA agent_queue TO agent_server;
+-- One job of ours per learned session is deleted when done; the rest of the table stays small, so look often.
+ALTER TABLE agent_queue.procrastinate_jobs SET (autovacuum_vacuum_scale_factor = 0.05);
+
+-- ---- schemas/10_memory.sql
+
+-- Memories: one row per version, its evidence, its words, its vectors.
+
+CREATE TABLE public.agent_memory (
+    tenant_id text NOT NULL CHECK (tenant_id <> ''),
+    memory_id uuid NOT NULL,
+    version integer NOT NULL CHECK (version >= 1),
+    memory_number bigint GENERATED ALWAYS AS IDENTITY,
+    store text NOT NULL CHECK (store <> ''),
+    kind text NOT NULL DEFAULT '',
+    scope text NOT NULL DEFAULT 'user' CHECK (scope IN ('user', 'agent', 'tenant')),
+    owner_id text NOT NULL,
+    session_id text,
+    field text,
+    content text NOT NULL CHECK (length(content) BETWEEN 1 AND 20000),
+    content_hash bytea NOT NULL,
+    value jsonb,
+    trust text NOT NULL CHECK (trust IN ('user', 'tool', 'model', 'external')),
+    valid_from timestamptz NOT NULL DEFAULT now(),
+    valid_to timestamptz,
+    recorded_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    superseded_at timestamptz,
+    superseded_reason text,
+    source text NOT NULL DEFAULT 'extraction',
+    run_id text,
+    PRIMARY KEY (tenant_id, memory_id, version),
+    CONSTRAINT agent_memory_owner CHECK ((scope = 'tenant') = (owner_id = '')),
+    CONSTRAINT agent_memory_valid_period CHECK (valid_to IS NULL OR valid_to >= valid_from),
+    CONSTRAINT agent_memory_superseded_after_recorded CHECK (superseded_at IS NULL OR superseded_at >= recorded_at),
+    CONSTRAINT agent_memory_superseded_has_reason CHECK ((superseded_at IS NULL) = (superseded_reason IS NULL))
+);
+COMMENT ON TABLE public.agent_memory IS 'What the agents know. A change is a new version; the old one keeps its row with superseded_at set.';
+COMMENT ON COLUMN public.agent_memory.memory_id IS 'Stays the same over all versions of one memory.';
+COMMENT ON COLUMN public.agent_memory.memory_number IS 'Order of recording, unique over all tenants; joins words and vectors to a version.';
+COMMENT ON COLUMN public.agent_memory.owner_id IS 'User id for scope user, agent id for scope agent, empty for scope tenant.';
+COMMENT ON COLUMN public.agent_memory.field IS 'Profile or session field; NULL for memories that are no fields.';
+COMMENT ON COLUMN public.agent_memory.content IS 'The text that is searched and rendered.';
+COMMENT ON COLUMN public.agent_memory.value IS 'The typed value of a field.';
+COMMENT ON COLUMN public.agent_memory.valid_from IS 'Since when it is true in the world; recorded_at is since when we believe it.';
+
+-- One current version of a memory, one current answer per field, one current memory per text.
+CREATE UNIQUE INDEX agent_memory_one_current ON public.agent_memory (tenant_id, memory_id)
+    WHERE superseded_at IS NULL;
+CREATE UNIQUE INDEX agent_memory_one_answer_per_field
+    ON public.agent_memory (tenant_id, scope, owner_id, store, coalesce(session_id, ''), field)
+    WHERE superseded_at IS NULL AND field IS NOT NULL;
+CREATE UNIQUE INDEX agent_memory_no_duplicate_text
+    ON public.agent_memory (tenant_id, scope, owner_id, store, content_hash)
+    WHERE superseded_at IS NULL AND field IS NULL;
+-- Newest first within a scope.
+CREATE INDEX agent_memory_by_scope ON public.agent_memory (tenant_id, scope, owner_id, store, memory_number DESC)
+    WHERE superseded_at IS NULL;
+CREATE UNIQUE INDEX agent_memory_by_number ON public.agent_memory (memory_number);
+
+CREATE TABLE public.agent_memory_evidence (
+    tenant_id text NOT NULL,
+    memory_id uuid NOT NULL,
+    version integer NOT NULL,
+    scope text NOT NULL,
+    owner_id text NOT NULL,
+    run_id text NOT NULL,
+    message_id text NOT NULL DEFAULT '',
+    tool_call_id text NOT NULL DEFAULT '',
+    quote text NOT NULL DEFAULT '' CHECK (length(quote) <= 1000),
+    recorded_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (tenant_id, memory_id, version, run_id, message_id, tool_call_id),
+    FOREIGN KEY (tenant_id, memory_id, version) REFERENCES public.agent_memory ON DELETE CASCADE
+);
+COMMENT ON TABLE public.agent_memory_evidence IS 'Which messages or tool calls of which runs a memory was learned from.';
+CREATE INDEX agent_memory_evidence_by_run ON public.agent_memory_evidence (tenant_id, run_id);
+
+CREATE TABLE public.agent_memory_term (
+    tenant_id text NOT NULL,
+    scope text NOT NULL,
+    owner_id text NOT NULL,
+    lexeme text NOT NULL,
+    memory_number bigint NOT NULL REFERENCES public.agent_memory (memory_number) ON DELETE CASCADE,
+    occurrences smallint NOT NULL,
+    word_count integer NOT NULL,
+    PRIMARY KEY (tenant_id, scope, owner_id, lexeme, memory_number) INCLUDE (occurrences, word_count)
+);
+COMMENT ON TABLE public.agent_memory_term IS 'Words of the current user memories. A table and not a GIN index, because row level security keeps the planner from using an index on an operator that is not leakproof, as @@ is not.';
+CREATE INDEX agent_memory_term_by_memory ON public.agent_memory_term (memory_number);
+
+CREATE TABLE public.agent_memory_embedding (
+    tenant_id text NOT NULL,
+    scope text NOT NULL,
+    owner_id text NOT NULL,
+    memory_number bigint NOT NULL REFERENCES public.agent_memory (memory_number) ON DELETE CASCADE,
+    model text NOT NULL CHECK (model <> ''),
+    dimensions integer NOT NULL,
+    embedding vector NOT NULL,
+    PRIMARY KEY (tenant_id, scope, owner_id, model, dimensions, memory_number),
+    CONSTRAINT agent_memory_embedding_dimensions CHECK (vector_dims(embedding) = dimensions)
+);
+COMMENT ON TABLE public.agent_memory_embedding IS 'Vectors of the current user memories, one per embedding model.';
+CREATE INDEX agent_memory_embedding_by_memory ON public.agent_memory_embedding (memory_number);
+
+CREATE TABLE public.agent_scope (
+    tenant_id text NOT NULL,
+    scope text NOT NULL,
+    owner_id text NOT NULL,
+    version bigint NOT NULL DEFAULT 0,
+    memory_count integer NOT NULL DEFAULT 0,
+    word_count bigint NOT NULL DEFAULT 0,
+    PRIMARY KEY (tenant_id, scope, owner_id)
+);
+COMMENT ON TABLE public.agent_scope IS 'One row per owner: its version rises with every write, so that learning can tell whether what it read is still so; its counts are those of the searchable memories.';
+
+SELECT agent_private.guard(t) FROM unnest(ARRAY[
+    'public.agent_memory', 'public.agent_memory_evidence', 'public.agent_memory_term',
+    'public.agent_memory_embedding', 'public.agent_scope']::regclass[]) AS t;
+
+-- What a scope lets see. The settings are read once per query, not once per row.
+DO $$
+DECLARE
+    target text;
+BEGIN
+    FOREACH target IN ARRAY ARRAY['agent_memory', 'agent_memory_evidence', 'agent_memory_term',
+                                  'agent_memory_embedding', 'agent_scope'] LOOP
+        EXECUTE format($policy$
+            CREATE POLICY own_scope ON public.%I TO agent_app
+            USING (
+                tenant_id = (SELECT current_setting('agent.tenant_id', true))
+                AND (
+                    (scope = 'user' AND owner_id = (SELECT current_setting('agent.user_id', true)))
+                    OR (scope = 'agent' AND owner_id = (SELECT current_setting('agent.agent_id', true)))
+                    OR scope = 'tenant'
+                    OR (SELECT current_setting('agent.reach', true)) = 'tenant'
+                )
+            )
+        $policy$, target);
+    END LOOP;
+END
+$$;
+
+-- The words of a text, at most 20,000 characters of it, stemmed as English; words of other languages stay as they are.
+CREATE FUNCTION agent_private.lexemes(content text)
+RETURNS TABLE (lexeme text, occurrences integer)
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT t.lexeme, coalesce(array_length(t.positions, 1), 1)
+    FROM unnest(to_tsvector('pg_catalog.english', left(content, 20000))) AS t;
+$$;
+
+-- Equal texts: upper and lower case, white space and final stops do not count.
+CREATE FUNCTION agent_private.content_hash(content text)
+RETURNS bytea
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT sha256(convert_to(rtrim(regexp_replace(lower(normalize(btrim(content), NFKC)), '\s+', ' ', 'g'), ' .!'), 'UTF8'));
+$$;
+
+-- Lock the scope of a write, raise its version and return its owner; the lock keeps writers of one owner in line.
+CREATE FUNCTION agent_private.touch_scope(wanted_scope text)
+RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    tenant text := current_setting('agent.tenant_id');
+    owner text := CASE wanted_scope WHEN 'user' THEN current_setting('agent.user_id')
+                                    WHEN 'agent' THEN current_setting('agent.agent_id')
+                                    WHEN 'tenant' THEN '' END;
+BEGIN
+    IF owner IS NULL OR (owner = '' AND wanted_scope <> 'tenant') THEN
+        PERFORM agent_private.refuse('AGN01', format('no %s in the identity', wanted_scope));
+    END IF;
+    INSERT INTO public.agent_scope AS s (tenant_id, scope, owner_id, version)
+    VALUES (tenant, wanted_scope, owner, 1)
+    ON CONFLICT (tenant_id, scope, owner_id) DO UPDATE SET version = s.version + 1;
+    RETURN owner;
+END
+$$;
+
+-- Close a current version: it stays as history but is no longer found. The caller holds the scope.
+CREATE FUNCTION agent_private.close_memory(target public.agent_memory, reason text)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    words integer;
+BEGIN
+    UPDATE public.agent_memory m
+    SET superseded_at = clock_timestamp(), superseded_reason = reason
+    WHERE m.memory_number = target.memory_number AND m.tenant_id = target.tenant_id;
+    DELETE FROM public.agent_memory_term t WHERE t.memory_number = target.memory_number;
+    DELETE FROM public.agent_memory_embedding e WHERE e.memory_number = target.memory_number;
+    IF target.store = 'user_memory' THEN
+        SELECT coalesce(sum(l.occurrences), 0) INTO words FROM agent_private.lexemes(target.content) l;
+        UPDATE public.agent_scope s
+        SET memory_count = s.memory_count - 1, word_count = s.word_count - words
+        WHERE (s.tenant_id, s.scope, s.owner_id) = (target.tenant_id, target.scope, target.owner_id);
+    END IF;
+END
+$$;
+
+-- Index the words of a version that was just inserted. The caller holds the scope.
+CREATE FUNCTION agent_private.index_memory(target public.agent_memory)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    words integer;
+BEGIN
+    SELECT coalesce(sum(l.occurrences), 0) INTO words FROM agent_private.lexemes(target.content) l;
+    INSERT INTO public.agent_memory_term
+    SELECT target.tenant_id, target.scope, target.owner_id, l.lexeme, target.memory_number,
+           least(l.occurrences, 32767), words
+    FROM agent_private.lexemes(target.content) l;
+    UPDATE public.agent_scope s
+    SET memory_count = s.memory_count + 1, word_count = s.word_count + words
+    WHERE (s.tenant_id, s.scope, s.owner_id) = (target.tenant_id, target.scope, target.owner_id);
+END
+$$;
+
+-- Attach evidence; an item that is there already is kept as it is.
+CREATE FUNCTION agent_private.attach_evidence(target public.agent_memory, evidence jsonb)
+RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    INSERT INTO public.agent_memory_evidence
+        (tenant_id, memory_id, version, scope, owner_id, run_id, message_id, tool_call_id, quote)
+    SELECT target.tenant_id, target.memory_id, target.version, target.scope, target.owner_id,
+           e ->> 'run_id', coalesce(e ->> 'message_id', ''), coalesce(e ->> 'tool_call_id', ''),
+           left(coalesce(e ->> 'quote', ''), 1000)
+    FROM jsonb_array_elements(coalesce(evidence, '[]')) AS e
+    WHERE e ->> 'run_id' IS NOT NULL
+    ON CONFLICT DO NOTHING;
+$$;
+
+-- Write one memory as a new row: a new memory, a new version, or nothing where the text is known already.
+-- Returns the receipt {status: created|updated|unchanged, memory_id, version, store, field, content}.
+-- learning: store, content, and optionally memory_id, expected_version, kind, scope, session_id, field, value,
+-- trust, evidence, valid_from, source, run_id.
+CREATE FUNCTION agent_private.write_memory(learning jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    the_scope text := coalesce(learning ->> 'scope', 'user');
+    owner text := agent_private.touch_scope(the_scope);
+    tenant text := current_setting('agent.tenant_id');
+    hash bytea := agent_private.content_hash(learning ->> 'content');
+    current_row public.agent_memory;
+    written public.agent_memory;
+    outcome text := 'created';
+BEGIN
+    IF coalesce(btrim(learning ->> 'content'), '') = '' OR coalesce(learning ->> 'store', '') = '' THEN
+        PERFORM agent_private.refuse('AGN04', 'a memory needs a store and a content');
+    END IF;
+    IF learning ->> 'memory_id' IS NOT NULL THEN
+        SELECT * INTO current_row FROM public.agent_memory m
+        WHERE m.tenant_id = tenant AND m.memory_id = (learning ->> 'memory_id')::uuid AND m.superseded_at IS NULL
+          AND m.scope = the_scope AND m.owner_id = owner AND m.store = learning ->> 'store';
+        IF NOT FOUND THEN
+            PERFORM agent_private.refuse('AGN03', format('no current memory %s in store %s', learning ->> 'memory_id', learning ->> 'store'));
+        END IF;
+    ELSIF learning ->> 'field' IS NOT NULL THEN
+        SELECT * INTO current_row FROM public.agent_memory m
+        WHERE m.tenant_id = tenant AND m.scope = the_scope AND m.owner_id = owner AND m.store = learning ->> 'store'
+          AND coalesce(m.session_id, '') = coalesce(learning ->> 'session_id', '')
+          AND m.field = learning ->> 'field' AND m.superseded_at IS NULL;
+    END IF;
+    IF learning ->> 'expected_version' IS NOT NULL
+       AND (learning ->> 'expected_version')::integer IS DISTINCT FROM current_row.version THEN
+        PERFORM agent_private.refuse('AGN02', format('memory %s is at version %s, not %s', learning ->> 'memory_id',
+                                                     coalesce(current_row.version::text, 'none'), learning ->> 'expected_version'));
+    END IF;
+    IF current_row.memory_id IS NOT NULL AND current_row.content_hash = hash
+       AND current_row.value IS NOT DISTINCT FROM nullif(learning -> 'value', 'null')
+       AND current_row.kind = coalesce(learning ->> 'kind', current_row.kind) THEN
+        outcome := 'unchanged';
+        written := current_row;
+    ELSIF coalesce(current_row.field, learning ->> 'field') IS NULL THEN
+        SELECT * INTO written FROM public.agent_memory m
+        WHERE m.tenant_id = tenant AND m.scope = the_scope AND m.owner_id = owner AND m.store = learning ->> 'store'
+          AND m.content_hash = hash AND m.field IS NULL AND m.superseded_at IS NULL
+          AND m.memory_id IS DISTINCT FROM current_row.memory_id;
+        IF FOUND THEN
+            outcome := 'unchanged';
+            IF current_row.memory_id IS NOT NULL THEN
+                PERFORM agent_private.close_memory(current_row, 'merged into ' || written.memory_id);
+            END IF;
+        END IF;
+    END IF;
+    IF outcome <> 'unchanged' THEN
+        IF current_row.memory_id IS NOT NULL THEN
+            outcome := 'updated';
+            PERFORM agent_private.close_memory(current_row, 'updated');
+        END IF;
+        INSERT INTO public.agent_memory (
+            tenant_id, memory_id, version, store, kind, scope, owner_id, session_id, field, content, content_hash,
+            value, trust, valid_from, source, run_id)
+        VALUES (
+            tenant,
+            coalesce(current_row.memory_id, gen_random_uuid()),
+            coalesce(current_row.version, 0) + 1,
+            learning ->> 'store',
+            coalesce(learning ->> 'kind', current_row.kind, ''),
+            the_scope,
+            owner,
+            coalesce(learning ->> 'session_id', current_row.session_id),
+            coalesce(learning ->> 'field', current_row.field),
+            left(learning ->> 'content', 20000),
+            hash,
+            nullif(learning -> 'value', 'null'),
+            coalesce(learning ->> 'trust', 'user'),
+            coalesce((learning ->> 'valid_from')::timestamptz, now()),
+            coalesce(learning ->> 'source', 'extraction'),
+            learning ->> 'run_id')
+        RETURNING * INTO written;
+        IF written.store = 'user_memory' THEN
+            PERFORM agent_private.index_memory(written);
+        END IF;
+    END IF;
+    PERFORM agent_private.attach_evidence(written, learning -> 'evidence');
+    RETURN jsonb_build_object('status', outcome, 'memory_id', written.memory_id, 'version', written.version,
+                              'memory_number', written.memory_number, 'store', written.store, 'kind', written.kind,
+                              'field', written.field, 'content', written.content, 'value', written.value);
+END
+$$;
+
+-- Retire the current version of a memory, named by id or by field. Returns the receipt, status retired or absent.
+CREATE FUNCTION agent_private.retire_memory(learning jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    the_scope text := coalesce(learning ->> 'scope', 'user');
+    owner text := agent_private.touch_scope(the_scope);
+    target public.agent_memory;
+BEGIN
+    SELECT * INTO target FROM public.agent_memory m
+    WHERE m.tenant_id = current_setting('agent.tenant_id') AND m.scope = the_scope AND m.owner_id = owner
+      AND m.store = learning ->> 'store' AND m.superseded_at IS NULL
+      AND CASE WHEN learning ->> 'memory_id' IS NOT NULL THEN m.memory_id = (learning ->> 'memory_id')::uuid
+               ELSE m.field = learning ->> 'field'
+                    AND coalesce(m.session_id, '') = coalesce(learning ->> 'session_id', '') END;
+    IF NOT FOUND THEN
+        IF learning ->> 'memory_id' IS NOT NULL THEN
+            PERFORM agent_private.refuse('AGN03', format('no current memory %s in store %s', learning ->> 'memory_id', learning ->> 'store'));
+        END IF;
+        RETURN jsonb_build_object('status', 'absent', 'store', learning ->> 'store', 'field', learning ->> 'field');
+    END IF;
+    IF learning ->> 'expected_version' IS NOT NULL AND (learning ->> 'expected_version')::integer <> target.version THEN
+        PERFORM agent_private.refuse('AGN02', format('memory %s is at version %s, not %s', target.memory_id, target.version, learning ->> 'expected_version'));
+    END IF;
+    PERFORM agent_private.attach_evidence(target, learning -> 'evidence');
+    PERFORM agent_private.close_memory(target, coalesce(learning ->> 'reason', 'retired'));
+    RETURN jsonb_build_object('status', 'retired', 'memory_id', target.memory_id, 'version', target.version,
+                              'store', target.store, 'field', target.field, 'content', target.content);
+END
+$$;
+
+-- Retire the oldest memories of a store above a limit; NULL is no limit. Returns how many.
+CREATE FUNCTION agent_private.hold_to_limit(the_store text, memory_limit integer)
+RETURNS integer
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    surplus public.agent_memory;
+    retired integer := 0;
+BEGIN
+    IF memory_limit IS NULL OR (the_store = 'user_memory' AND NOT EXISTS (
+        SELECT FROM public.agent_scope s
+        WHERE s.tenant_id = current_setting('agent.tenant_id') AND s.scope = 'user'
+          AND s.owner_id = current_setting('agent.user_id') AND s.memory_count > memory_limit)) THEN
+        RETURN 0;
+    END IF;
+    FOR surplus IN
+        SELECT * FROM public.agent_memory m
+        WHERE m.tenant_id = current_setting('agent.tenant_id') AND m.scope = 'user'
+          AND m.owner_id = current_setting('agent.user_id') AND m.store = the_store AND m.superseded_at IS NULL
+        ORDER BY m.memory_number DESC OFFSET memory_limit
+    LOOP
+        PERFORM agent_private.close_memory(surplus, 'over max_memories');
+        retired := retired + 1;
+    END LOOP;
+    RETURN retired;
+END
+$$;
+
+-- ---- schemas/20_runs.sql
+
+-- Runs: what happened, what was shown, what became of it; and the order to learn it.
+
+CREATE TABLE public.agent_run (
+    tenant_id text NOT NULL CHECK (tenant_id <> ''),
+    run_id text NOT NULL CHECK (run_id <> ''),
+    user_id text CHECK (user_id <> ''),
+    session_id text NOT NULL,
+    agent_id text NOT NULL DEFAULT '',
+    status text NOT NULL,
+    source text NOT NULL DEFAULT 'live' CHECK (source IN ('live', 'import')),
+    messages jsonb NOT NULL DEFAULT '[]' CHECK (jsonb_typeof(messages) = 'array'),
+    tool_errors jsonb NOT NULL DEFAULT '[]' CHECK (jsonb_typeof(tool_errors) = 'array'),
+    error text,
+    facts jsonb NOT NULL DEFAULT '{}',
+    started_at timestamptz NOT NULL DEFAULT now(),
+    finished_at timestamptz NOT NULL DEFAULT now(),
+    recorded_at timestamptz NOT NULL DEFAULT now(),
+    learned_at timestamptz,
+    PRIMARY KEY (tenant_id, run_id),
+    -- interrupted -> completed | blocked | failed | cancelled; failed, cancelled -> completed | blocked (a retry)
+    CONSTRAINT agent_run_status CHECK (status IN ('interrupted', 'failed', 'cancelled', 'blocked', 'completed'))
+);
+COMMENT ON TABLE public.agent_run IS 'One run of an agent as it was recorded: once per run id, whatever is delivered twice.';
+COMMENT ON COLUMN public.agent_run.messages IS 'The messages of this run alone, not the history before it: {message_id, role, content, tool_calls?, tool_call_id?, name?, is_error?}.';
+COMMENT ON COLUMN public.agent_run.tool_errors IS 'Tool results that are errors: {tool, tool_call_id, message}.';
+COMMENT ON COLUMN public.agent_run.learned_at IS 'When learning was done with it; NULL while it waits, or where there is nothing to learn from it.';
+CREATE INDEX agent_run_by_time ON public.agent_run (tenant_id, recorded_at DESC);
+CREATE INDEX agent_run_by_user ON public.agent_run (tenant_id, user_id, session_id, finished_at);
+CREATE INDEX agent_run_waiting ON public.agent_run (tenant_id, user_id, session_id)
+    WHERE learned_at IS NULL AND status = 'completed';
+
+CREATE TABLE public.agent_exposure (
+    tenant_id text NOT NULL,
+    run_id text NOT NULL,
+    user_id text,
+    memory_id uuid NOT NULL,
+    version integer NOT NULL,
+    position integer NOT NULL,
+    PRIMARY KEY (tenant_id, run_id, memory_id, version),
+    FOREIGN KEY (tenant_id, run_id) REFERENCES public.agent_run ON DELETE CASCADE
+);
+COMMENT ON TABLE public.agent_exposure IS 'Which memory versions were rendered in which run, in which order. A memory that was deleted keeps its exposures without its text.';
+CREATE INDEX agent_exposure_by_memory ON public.agent_exposure (tenant_id, memory_id);
+
+CREATE TABLE public.agent_outcome (
+    tenant_id text NOT NULL,
+    run_id text NOT NULL,
+    user_id text,
+    kind text NOT NULL CHECK (kind <> ''),
+    succeeded boolean,
+    score double precision,
+    details jsonb NOT NULL DEFAULT '{}',
+    recorded_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (tenant_id, run_id, kind),
+    FOREIGN KEY (tenant_id, run_id) REFERENCES public.agent_run ON DELETE CASCADE
+);
+COMMENT ON TABLE public.agent_outcome IS 'What became of a run, one row per kind of judgement: reward of an imported run, later feedback and corrections.';
+
+SELECT agent_private.guard(t) FROM unnest(ARRAY[
+    'public.agent_run', 'public.agent_exposure', 'public.agent_outcome']::regclass[]) AS t;
+
+DO $$
+DECLARE
+    target text;
+BEGIN
+    FOREACH target IN ARRAY ARRAY['agent_run', 'agent_exposure', 'agent_outcome'] LOOP
+        EXECUTE format($policy$
+            CREATE POLICY own_runs ON public.%I TO agent_app
+            USING (
+                tenant_id = (SELECT current_setting('agent.tenant_id', true))
+                AND (user_id = (SELECT current_setting('agent.user_id', true))
+                     OR (SELECT current_setting('agent.reach', true)) = 'tenant')
+            )
+        $policy$, target);
+    END LOOP;
+END
+$$;
+
+-- The one key of a session in the queue: its lock, so that it is learned by one worker at a time, and its queueing lock,
+-- so that it waits once. The queue's columns are text; the JSON array cannot be read in two ways.
+CREATE FUNCTION agent_private.learning_key(the_tenant text, the_user text, the_session text)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT 'learn ' || encode(sha256(convert_to(jsonb_build_array(the_tenant, the_user, the_session)::text, 'UTF8')), 'hex');
+$$;
+
+-- Order the learning of a session once it has been quiet, at the latest after fifteen quiet periods.
+-- Runs as its owner, because agent_app has no rights on the queue. The update of a waiting job locks its row, so a
+-- worker cannot take it before the caller's run is committed and visible to that worker.
+CREATE FUNCTION agent_private.enqueue_learning(
+    the_tenant text, the_user text, the_session text, the_agent text, the_queue text, quiet interval)
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, agent_queue, pg_temp
+AS $$
+DECLARE
+    key text := agent_private.learning_key(the_tenant, the_user, the_session);
+    due timestamptz := clock_timestamp() + quiet;
+BEGIN
+    FOR attempt IN 1..10 LOOP
+        UPDATE agent_queue.procrastinate_jobs j
+        SET scheduled_at = least(due, (j.args ->> 'first_at')::timestamptz + 15 * quiet)
+        WHERE j.queueing_lock = key AND j.status = 'todo';
+        IF FOUND THEN
+            RETURN;
+        END IF;
+        BEGIN
+            PERFORM agent_queue.procrastinate_defer_jobs_v1(ARRAY[ROW(
+                left(the_queue, 128), 'agent.learn_session', 0, key, key,
+                jsonb_build_object('identity', jsonb_strip_nulls(jsonb_build_object(
+                    'tenant_id', the_tenant, 'user_id', the_user, 'session_id', the_session, 'agent_id', nullif(the_agent, ''))),
+                    'first_at', clock_timestamp()),
+                due)::agent_queue.procrastinate_job_to_defer_v1]);
+            RETURN;
+        EXCEPTION WHEN unique_violation THEN
+            NULL;  -- another run of this session has just ordered it: update that order
+        END;
+    END LOOP;
+    RAISE EXCEPTION 'could not order the learning of session %', the_session USING ERRCODE = 'serialization_failure';
+END
+$$;
+REVOKE ALL ON FUNCTION agent_private.enqueue_learning(text, text, text, text, text, interval) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION agent_private.enqueue_learning(text, text, text, text, text, interval) TO agent_app;
+
+-- Messages of two deliveries of one run: those of the first in their order, changed where the second knows better,
+-- then what is new.
+CREATE FUNCTION agent_private.merge_messages(earlier jsonb, later jsonb)
+RETURNS jsonb
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(jsonb_agg(m.message ORDER BY m.part, m.position), '[]')
+    FROM (
+        SELECT 1 AS part, e.position, coalesce(l.message, e.message) AS message
+        FROM jsonb_array_elements(earlier) WITH ORDINALITY AS e (message, position)
+        LEFT JOIN LATERAL (
+            SELECT x.message FROM jsonb_array_elements(later) AS x (message)
+            WHERE x.message ->> 'message_id' = e.message ->> 'message_id' LIMIT 1) AS l ON true
+        UNION ALL
+        SELECT 2, n.position, n.message
+        FROM jsonb_array_elements(later) WITH ORDINALITY AS n (message, position)
+        WHERE NOT EXISTS (
+            SELECT FROM jsonb_array_elements(earlier) AS x (message)
+            WHERE x.message ->> 'message_id' = n.message ->> 'message_id')
+    ) AS m;
+$$;
+
+-- Store one run; the work of record_run and import_runs.
+CREATE FUNCTION agent_private.store_run(run jsonb, the_source text)
+RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    tenant text := current_setting('agent.tenant_id');
+    person text := nullif(current_setting('agent.user_id'), '');
+    status_before text;
+    recorded boolean;
+BEGIN
+    IF coalesce(run ->> 'run_id', '') = '' THEN
+        PERFORM agent_private.refuse('AGN04', 'a run needs a run_id');
+    END IF;
+    INSERT INTO public.agent_run AS r (
+        tenant_id, run_id, user_id, session_id, agent_id, status, source, messages, tool_errors, error, facts,
+        started_at, finished_at)
+    VALUES (
+        tenant, run ->> 'run_id', person, coalesce(run ->> 'session_id', run ->> 'run_id'),
+        coalesce(run ->> 'agent_id', ''), run ->> 'status', the_source,
+        coalesce(run -> 'messages', '[]'), coalesce(run -> 'tool_errors', '[]'), run ->> 'error',
+        coalesce(run -> 'facts', '{}'),
+        coalesce((run ->> 'started_at')::timestamptz, now()), coalesce((run ->> 'finished_at')::timestamptz, now()))
+    ON CONFLICT (tenant_id, run_id) DO NOTHING;
+    recorded := FOUND;
+    IF NOT recorded THEN
+        SELECT r.status INTO status_before FROM public.agent_run r
+        WHERE r.tenant_id = tenant AND r.run_id = run ->> 'run_id' AND r.user_id IS NOT DISTINCT FROM person
+        FOR UPDATE;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'run % belongs to somebody else', run ->> 'run_id' USING ERRCODE = 'insufficient_privilege';
+        END IF;
+        -- A pause may end in anything, a failure only in a retry that went through; what is final stays.
+        IF (status_before = 'interrupted')
+           OR (status_before IN ('failed', 'cancelled') AND run ->> 'status' IN ('completed', 'blocked')) THEN
+            UPDATE public.agent_run r SET
+                status = run ->> 'status',
+                messages = agent_private.merge_messages(r.messages, coalesce(run -> 'messages', '[]')),
+                tool_errors = (SELECT coalesce(jsonb_agg(DISTINCT e), '[]') FROM jsonb_array_elements(
+                    r.tool_errors || coalesce(run -> 'tool_errors', '[]')) AS e),
+                error = run ->> 'error',
+                facts = r.facts || coalesce(run -> 'facts', '{}'),
+                finished_at = coalesce((run ->> 'finished_at')::timestamptz, now())
+            WHERE r.tenant_id = tenant AND r.run_id = run ->> 'run_id';
+            recorded := status_before <> run ->> 'status';
+        END IF;
+    END IF;
+    INSERT INTO public.agent_exposure (tenant_id, run_id, user_id, memory_id, version, position)
+    SELECT tenant, run ->> 'run_id', person, (e.item ->> 'memory_id')::uuid, (e.item ->> 'version')::integer, e.position
+    FROM jsonb_array_elements(coalesce(run -> 'exposures', '[]')) WITH ORDINALITY AS e (item, position)
+    ON CONFLICT DO NOTHING;
+    INSERT INTO public.agent_outcome (tenant_id, run_id, user_id, kind, succeeded, score, details)
+    SELECT tenant, run ->> 'run_id', person, o ->> 'kind', (o ->> 'succeeded')::boolean, (o ->> 'score')::double precision,
+           coalesce(o -> 'details', '{}')
+    FROM jsonb_array_elements(coalesce(run -> 'outcomes', '[]')) AS o
+    ON CONFLICT DO NOTHING;
+    IF recorded AND person IS NOT NULL AND run ->> 'status' = 'completed' THEN
+        PERFORM agent_private.enqueue_learning(
+            tenant, person, coalesce(run ->> 'session_id', run ->> 'run_id'), run ->> 'agent_id',
+            coalesce(run ->> 'queue', 'learning'),
+            make_interval(secs => greatest(coalesce((run ->> 'quiet_seconds')::double precision, 20), 0)));
+    END IF;
+    RETURN jsonb_build_object('run_id', run ->> 'run_id', 'recorded', recorded,
+                              'status', coalesce(CASE WHEN recorded THEN run ->> 'status' END, status_before));
+END
+$$;
+
+-- Record a finished, failed, interrupted or blocked run and order its learning, in one transaction.
+-- Idempotent by run_id. run: run_id, status, session_id?, agent_id?, messages, tool_errors?, error?, facts?,
+-- exposures? [{memory_id, version}], outcomes?, started_at?, finished_at?,
+-- queue? (default learning), quiet_seconds? (default 20).
+-- Returns {run_id, recorded, status}; recorded is false where this was known already.
+CREATE FUNCTION public.record_run(identity jsonb, run jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity);
+    receipt jsonb;
+BEGIN
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('AGN01', 'a run can only be recorded for a tenant and a user');
+    END IF;
+    receipt := agent_private.store_run(
+        run || jsonb_strip_nulls(jsonb_build_object('session_id', identity ->> 'session_id', 'agent_id', identity ->> 'agent_id')),
+        'live');
+    PERFORM agent_private.leave(previous);
+    RETURN receipt;
+END
+$$;
+
+-- Record runs from a log, of this tenant and with or without a user; for operators.
+-- runs: as in record_run. Returns {recorded, known}.
+CREATE FUNCTION public.import_runs(identity jsonb, runs jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity, 'tenant');
+    run jsonb;
+    recorded integer := 0;
+    known integer := 0;
+BEGIN
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('AGN01', 'no tenant to import runs for');
+    END IF;
+    FOR run IN SELECT r FROM jsonb_array_elements(runs) AS r LOOP
+        IF (agent_private.store_run(run, 'import') ->> 'recorded')::boolean THEN
+            recorded := recorded + 1;
+        ELSE
+            known := known + 1;
+        END IF;
+    END LOOP;
+    PERFORM agent_private.leave(previous);
+    RETURN jsonb_build_object('recorded', recorded, 'known', known);
+END
+$$;
+
+-- Runs of a tenant, newest first; for operators. wanted: all of its given keys must fit (user_id, session_id, agent_id,
+-- status, source, failed: true for runs that failed, were blocked, judged a failure or met a tool error).
+-- Returns [{run_id, …, outcomes, message_count}] without the messages.
+CREATE FUNCTION public.list_runs(identity jsonb, wanted jsonb DEFAULT '{}', run_limit integer DEFAULT 50, run_offset integer DEFAULT 0)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity, 'tenant');
+    found jsonb;
+BEGIN
+    IF previous IS NULL THEN
+        RETURN '[]';
+    END IF;
+    SELECT coalesce(jsonb_agg(to_jsonb(x) ORDER BY x.recorded_at DESC, x.run_id), '[]') INTO found
+    FROM (
+        SELECT r.run_id, r.user_id, r.session_id, r.agent_id, r.status, r.source, r.tool_errors, r.error, r.facts,
+               r.started_at, r.finished_at, r.recorded_at, r.learned_at, jsonb_array_length(r.messages) AS message_count,
+               (SELECT coalesce(jsonb_agg(jsonb_build_object('kind', o.kind, 'succeeded', o.succeeded, 'score', o.score)), '[]')
+                FROM public.agent_outcome o WHERE o.tenant_id = r.tenant_id AND o.run_id = r.run_id) AS outcomes
+        FROM public.agent_run r
+        WHERE r.tenant_id = identity ->> 'tenant_id'
+          AND (wanted ->> 'user_id' IS NULL OR r.user_id = wanted ->> 'user_id')
+          AND (wanted ->> 'session_id' IS NULL OR r.session_id = wanted ->> 'session_id')
+          AND (wanted ->> 'agent_id' IS NULL OR r.agent_id = wanted ->> 'agent_id')
+          AND (wanted ->> 'status' IS NULL OR r.status = wanted ->> 'status')
+          AND (wanted ->> 'source' IS NULL OR r.source = wanted ->> 'source')
+          AND (NOT coalesce((wanted ->> 'failed')::boolean, false)
+               OR r.status IN ('failed', 'blocked') OR r.tool_errors <> '[]'
+               OR EXISTS (SELECT FROM public.agent_outcome o
+                          WHERE o.tenant_id = r.tenant_id AND o.run_id = r.run_id AND NOT o.succeeded))
+        ORDER BY r.recorded_at DESC, r.run_id
+        LIMIT least(run_limit, 10000) OFFSET run_offset
+    ) AS x;
+    PERFORM agent_private.leave(previous);
+    RETURN found;
+END
+$$;
+
+-- One run of a tenant with messages, exposures, outcomes and what was learned from it; NULL where there is none.
+CREATE FUNCTION public.get_run(identity jsonb, the_run_id text)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity, 'tenant');
+    found jsonb;
+BEGIN
+    IF previous IS NULL THEN
+        RETURN NULL;
+    END IF;
+    SELECT to_jsonb(r) || jsonb_build_object(
+        'outcomes', (SELECT coalesce(jsonb_agg(to_jsonb(o) - 'tenant_id' - 'run_id' - 'user_id'), '[]') FROM public.agent_outcome o
+                     WHERE o.tenant_id = r.tenant_id AND o.run_id = r.run_id),
+        'exposures', (SELECT coalesce(jsonb_agg(jsonb_build_object('memory_id', e.memory_id, 'version', e.version, 'content', m.content)
+                                                ORDER BY e.position), '[]')
+                      FROM public.agent_exposure e
+                      LEFT JOIN public.agent_memory m USING (tenant_id, memory_id, version)
+                      WHERE e.tenant_id = r.tenant_id AND e.run_id = r.run_id),
+        'learned', (SELECT coalesce(jsonb_agg(DISTINCT jsonb_build_object('memory_id', m.memory_id, 'version', m.version,
+                                                                          'store', m.store, 'content', m.content)), '[]')
+                    FROM public.agent_memory_evidence v
+                    JOIN public.agent_memory m USING (tenant_id, memory_id, version)
+                    WHERE v.tenant_id = r.tenant_id AND v.run_id = r.run_id))
+    INTO found
+    FROM public.agent_run r
+    WHERE r.tenant_id = identity ->> 'tenant_id' AND r.run_id = the_run_id;
+    PERFORM agent_private.leave(previous);
+    RETURN found;
+END
+$$;
+
+-- ---- schemas/30_recall.sql
+
+-- Recall: what is known that bears on a question, within the scopes of one identity.
+
+-- The best memories for a question, by words (BM25 over the 500 newest memories of each word), by vectors where one
+-- is given (exact, within the scope) and, to fill up, by recency. Each score is divided by the best of its list; the
+-- sum decides, recency counting a tenth. At most 200. Returns each as {memory_id, version, store, kind, content, trust,
+-- recorded_at, valid_from, score, word_score, vector_score} and whether a word or the vector matched. Leans on the primary keys of agent_memory_term and agent_memory_embedding and
+-- on agent_memory_by_scope; locks nothing.
+CREATE FUNCTION agent_private.rank_memories(
+    question text, question_embedding vector, embedding_model text, session_now text, memory_limit integer)
+RETURNS TABLE (item jsonb, matched boolean)
+LANGUAGE plpgsql ROWS 40
+SET search_path = pg_catalog, public, extensions, pg_temp
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    tenant text := current_setting('agent.tenant_id');
+    person text := current_setting('agent.user_id');
+    words text[];
+    memories double precision;
+    mean_words double precision;
+BEGIN
+    SELECT coalesce(array_agg(l.lexeme), '{}') INTO words
+    FROM (SELECT x.lexeme FROM agent_private.lexemes(left(question, 4000)) x ORDER BY length(x.lexeme) DESC, x.lexeme LIMIT 32) AS l;
+    SELECT greatest(s.memory_count, 1), greatest(s.word_count::double precision / greatest(s.memory_count, 1), 1)
+    INTO memories, mean_words
+    FROM public.agent_scope s
+    WHERE s.tenant_id = tenant AND s.scope = 'user' AND s.owner_id = person;
+    IF memories IS NULL THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    WITH hits AS (  -- double precision throughout: numeric arithmetic costs ten times as much
+        SELECT h.memory_number, h.occurrences::double precision AS occurrences, h.word_count / mean_words AS length,
+               ln(1 + (greatest(memories, h.frequency) - h.frequency + 0.5::double precision) / (h.frequency + 0.5::double precision)) AS weight
+        FROM unnest(words) AS w (lexeme)
+        CROSS JOIN LATERAL (
+            SELECT n.memory_number, n.occurrences, n.word_count, (count(*) OVER ())::double precision AS frequency
+            FROM (SELECT t.memory_number, t.occurrences, t.word_count
+                  FROM public.agent_memory_term t
+                  WHERE t.tenant_id = tenant AND t.scope = 'user' AND t.owner_id = person AND t.lexeme = w.lexeme
+                  ORDER BY t.memory_number DESC LIMIT 500) AS n
+        ) AS h
+    ), by_words AS (
+        SELECT h.memory_number,
+               sum(h.weight * h.occurrences * 2.2::double precision
+                   / (h.occurrences + 0.3::double precision + 0.9::double precision * h.length)) AS points
+        FROM hits h GROUP BY h.memory_number
+        ORDER BY points DESC, h.memory_number DESC LIMIT 100
+    ), by_vector AS (
+        SELECT e.memory_number, 1 - (e.embedding <=> question_embedding) AS points
+        FROM public.agent_memory_embedding e
+        WHERE question_embedding IS NOT NULL
+          AND e.tenant_id = tenant AND e.scope = 'user' AND e.owner_id = person
+          AND e.model = embedding_model AND e.dimensions = vector_dims(question_embedding)
+        ORDER BY e.embedding <=> question_embedding LIMIT 100
+    ), newest AS (
+        SELECT m.memory_number
+        FROM public.agent_memory m
+        WHERE m.tenant_id = tenant AND m.scope = 'user' AND m.owner_id = person AND m.store = 'user_memory'
+          AND m.superseded_at IS NULL
+        ORDER BY m.memory_number DESC LIMIT 50
+    ), candidates AS (
+        SELECT c.memory_number,
+               coalesce(w.points / nullif(max(w.points) OVER (), 0), 0) AS word_points,
+               coalesce(greatest(v.points, 0) / nullif(max(v.points) OVER (), 0), 0) AS vector_points,
+               percent_rank() OVER (ORDER BY c.memory_number) AS newness
+        FROM (SELECT b.memory_number FROM by_words b UNION SELECT b.memory_number FROM by_vector b
+              UNION SELECT n.memory_number FROM newest n) AS c
+        LEFT JOIN by_words w ON w.memory_number = c.memory_number
+        LEFT JOIN by_vector v ON v.memory_number = c.memory_number
+    )
+    SELECT jsonb_build_object(
+               'memory_id', m.memory_id, 'version', m.version, 'store', m.store, 'kind', m.kind, 'content', m.content,
+               'trust', m.trust, 'recorded_at', m.recorded_at, 'valid_from', m.valid_from,
+               'score', round((c.word_points + c.vector_points + 0.1 * c.newness)::numeric, 4),
+               'word_score', round(c.word_points::numeric, 4), 'vector_score', round(c.vector_points::numeric, 4)),
+           c.word_points > 0 OR c.vector_points > 0
+    FROM candidates c
+    JOIN public.agent_memory m ON m.memory_number = c.memory_number
+    WHERE m.tenant_id = tenant AND m.scope = 'user' AND m.owner_id = person
+      AND m.superseded_at IS NULL AND m.trust <> 'external'
+      AND (m.valid_to IS NULL OR m.valid_to > now())
+      AND (m.session_id IS NULL OR m.session_id <> coalesce(session_now, ''))
+    ORDER BY c.word_points + c.vector_points + 0.1 * c.newness DESC, c.memory_number DESC
+    LIMIT least(memory_limit, 200);
+END
+$$;
+
+-- Everything known that bears on a question, in one call: {profile, session, memories}, each a list of
+-- {memory_id, version, store, kind, field, content, trust, recorded_at, …}; empty lists where nobody asks.
+-- stores says which are wanted. question_embedding is '[…]' as text, with the model that made it.
+CREATE FUNCTION public.recall_context(
+    identity jsonb, question text DEFAULT '', stores text[] DEFAULT '{user_profile,user_memory,session_context}',
+    memory_limit integer DEFAULT 40, question_embedding text DEFAULT NULL, embedding_model text DEFAULT NULL)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity);
+    tenant text := current_setting('agent.tenant_id', true);
+    person text := current_setting('agent.user_id', true);
+    fields jsonb := '[]';
+    memories jsonb := '[]';
+BEGIN
+    IF previous IS NULL THEN
+        RETURN '{"profile": [], "session": [], "memories": []}';
+    END IF;
+    SELECT coalesce(jsonb_agg(jsonb_build_object(
+        'memory_id', m.memory_id, 'version', m.version, 'store', m.store, 'field', m.field, 'value', m.value,
+        'content', m.content, 'trust', m.trust, 'recorded_at', m.recorded_at) ORDER BY m.memory_number), '[]')
+    INTO fields
+    FROM public.agent_memory m
+    WHERE m.tenant_id = tenant AND m.scope = 'user' AND m.owner_id = person AND m.superseded_at IS NULL
+      AND m.field IS NOT NULL
+      AND ((m.store = 'user_profile' AND 'user_profile' = ANY (stores))
+           OR (m.store = 'session_context' AND 'session_context' = ANY (stores)
+               AND m.session_id = identity ->> 'session_id'));
+    IF 'user_memory' = ANY (stores) THEN
+        SELECT coalesce(jsonb_agg(r.item ORDER BY r.place), '[]') INTO memories
+        FROM agent_private.rank_memories(
+            question, question_embedding::vector, embedding_model, identity ->> 'session_id', memory_limit)
+            WITH ORDINALITY AS r (item, matched, place);
+    END IF;
+    PERFORM agent_private.leave(previous);
+    RETURN jsonb_build_object(
+        'profile', (SELECT coalesce(jsonb_agg(f), '[]') FROM jsonb_array_elements(fields) AS f WHERE f ->> 'store' = 'user_profile'),
+        'session', (SELECT coalesce(jsonb_agg(f), '[]') FROM jsonb_array_elements(fields) AS f WHERE f ->> 'store' = 'session_context'),
+        'memories', memories);
+END
+$$;
+
+-- The memories that fit a question best, for search: as in recall_context, over all sessions; [] where nobody asks or
+-- where nothing has a word or a vector in common with it.
+CREATE FUNCTION public.match_memories(
+    identity jsonb, question text, memory_limit integer DEFAULT 5, question_embedding text DEFAULT NULL,
+    embedding_model text DEFAULT NULL)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity);
+    found jsonb;
+BEGIN
+    IF previous IS NULL THEN
+        RETURN '[]';
+    END IF;
+    SELECT coalesce(jsonb_agg(r.item ORDER BY r.place), '[]') INTO found
+    FROM agent_private.rank_memories(question, question_embedding::vector, embedding_model, NULL, memory_limit)
+        WITH ORDINALITY AS r (item, matched, place)
+    WHERE r.matched;
+    PERFORM agent_private.leave(previous);
+    RETURN found;
+END
+$$;
+
+-- ---- schemas/40_learning.sql
+
+-- Learning: what waits, and the one transaction that applies what was learned from it.
+
+-- The runs of a session that wait to be learned, oldest first, with what is known now and the version it was read at.
+-- Returns {runs, scope_version, profile, session, memories}; memories are those nearest to what was said.
+CREATE FUNCTION public.pending_learning(identity jsonb, run_limit integer DEFAULT 20, memory_limit integer DEFAULT 40)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity);
+    runs jsonb;
+    known jsonb;
+    said text;
+    version_read bigint;
+BEGIN
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('AGN01', 'learning needs a tenant and a user');
+    END IF;
+    -- The version is read before the memories: a write in between makes the check of apply_learning fail, never pass.
+    SELECT s.version INTO version_read FROM public.agent_scope s
+    WHERE s.tenant_id = current_setting('agent.tenant_id') AND s.scope = 'user'
+      AND s.owner_id = current_setting('agent.user_id');
+    SELECT coalesce(jsonb_agg(jsonb_build_object(
+               'run_id', r.run_id, 'agent_id', r.agent_id, 'status', r.status, 'messages', r.messages,
+               'tool_errors', r.tool_errors, 'finished_at', r.finished_at) ORDER BY r.finished_at, r.run_id), '[]')
+    INTO runs
+    FROM (SELECT * FROM public.agent_run w
+          WHERE w.tenant_id = current_setting('agent.tenant_id') AND w.user_id = current_setting('agent.user_id')
+            AND w.session_id = identity ->> 'session_id' AND w.learned_at IS NULL AND w.status = 'completed'
+          ORDER BY w.finished_at, w.run_id LIMIT run_limit) AS r;
+    SELECT left(string_agg(m ->> 'content', ' '), 4000) INTO said
+    FROM jsonb_array_elements(runs) AS r, jsonb_array_elements(r -> 'messages') AS m
+    WHERE m ->> 'role' = 'user';
+    known := public.recall_context(identity - 'session_id', coalesce(said, ''),
+                                   '{user_profile,user_memory}', memory_limit);
+    known := known || jsonb_build_object('session', public.recall_context(
+        identity, '', '{session_context}') -> 'session');
+    PERFORM agent_private.leave(previous);
+    RETURN known || jsonb_build_object('runs', runs, 'scope_version', coalesce(version_read, 0));
+END
+$$;
+
+-- Apply what was learned from these runs and mark them learned: all of it or nothing.
+-- operations: [{action: write|retire, …learning of write_memory or retire_memory}]. expected_version is the
+-- scope_version that pending_learning gave: if anything was written since, or a run was learned already, it raises
+-- AGN02 and changes nothing. limits: {store: greatest number of memories}. Returns {receipts, retired_over_limit}.
+CREATE FUNCTION public.apply_learning(identity jsonb, run_ids text[], operations jsonb, expected_version bigint, limits jsonb DEFAULT '{}')
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity);
+    tenant text := current_setting('agent.tenant_id', true);
+    person text := current_setting('agent.user_id', true);
+    version_now bigint;
+    marked integer;
+    operation jsonb;
+    receipts jsonb := '[]';
+    over_limit integer := 0;
+    stored record;
+BEGIN
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('AGN01', 'learning needs a tenant and a user');
+    END IF;
+    INSERT INTO public.agent_scope (tenant_id, scope, owner_id) VALUES (tenant, 'user', person)
+    ON CONFLICT DO NOTHING;
+    SELECT s.version INTO version_now FROM public.agent_scope s
+    WHERE s.tenant_id = tenant AND s.scope = 'user' AND s.owner_id = person FOR UPDATE;
+    IF version_now <> expected_version THEN
+        PERFORM agent_private.refuse('AGN02', format('the memories are at version %s, these were read at %s', version_now, expected_version));
+    END IF;
+    UPDATE public.agent_run r SET learned_at = clock_timestamp()
+    WHERE r.tenant_id = tenant AND r.user_id = person AND r.run_id = ANY (run_ids) AND r.learned_at IS NULL;
+    GET DIAGNOSTICS marked = ROW_COUNT;
+    IF marked <> cardinality(run_ids) THEN
+        PERFORM agent_private.refuse('AGN02', format('%s of %s runs were learned already', cardinality(run_ids) - marked, cardinality(run_ids)));
+    END IF;
+    FOR operation IN SELECT o FROM jsonb_array_elements(operations) AS o LOOP
+        receipts := receipts || jsonb_build_array(
+            CASE operation ->> 'action'
+                WHEN 'write' THEN agent_private.write_memory(operation)
+                WHEN 'retire' THEN agent_private.retire_memory(operation)
+            END);
+    END LOOP;
+    FOR stored IN SELECT key AS name, value::integer AS memory_limit FROM jsonb_each_text(limits) LOOP
+        over_limit := over_limit + agent_private.hold_to_limit(stored.name, stored.memory_limit);
+    END LOOP;
+    PERFORM agent_private.leave(previous);
+    RETURN jsonb_build_object('receipts', receipts, 'retired_over_limit', over_limit);
+END
+$$;
+
+-- Memories of an owner that have no vector of this model yet: [{memory_number, content}].
+CREATE FUNCTION public.memories_without_embedding(identity jsonb, model text, memory_limit integer DEFAULT 100)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity);
+    found jsonb;
+BEGIN
+    IF previous IS NULL THEN
+        RETURN '[]';
+    END IF;
+    SELECT coalesce(jsonb_agg(jsonb_build_object('memory_number', x.memory_number, 'content', x.content)), '[]') INTO found
+    FROM (SELECT m.memory_number, m.content FROM public.agent_memory m
+          WHERE m.tenant_id = current_setting('agent.tenant_id') AND m.scope = 'user'
+            AND m.owner_id = current_setting('agent.user_id') AND m.store = 'user_memory' AND m.superseded_at IS NULL
+            AND NOT EXISTS (SELECT FROM public.agent_memory_embedding e
+                            WHERE e.memory_number = m.memory_number
+                              AND e.model = memories_without_embedding.model)
+          ORDER BY m.memory_number DESC LIMIT memory_limit) AS x;
+    PERFORM agent_private.leave(previous);
+    RETURN found;
+END
+$$;
+
+-- Store vectors: [{memory_number, embedding: '[…]'}]; those of memories that are gone meanwhile are dropped.
+-- Returns how many were stored.
+CREATE FUNCTION public.store_embeddings(identity jsonb, model text, embeddings jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity);
+    stored integer;
+BEGIN
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('AGN01', 'storing vectors needs a tenant and a user');
+    END IF;
+    INSERT INTO public.agent_memory_embedding (tenant_id, scope, owner_id, memory_number, model, dimensions, embedding)
+    SELECT m.tenant_id, m.scope, m.owner_id, m.memory_number, store_embeddings.model,
+           vector_dims((e ->> 'embedding')::vector), (e ->> 'embedding')::vector
+    FROM jsonb_array_elements(embeddings) AS e
+    JOIN public.agent_memory m ON m.memory_number = (e ->> 'memory_number')::bigint
+    WHERE m.tenant_id = current_setting('agent.tenant_id') AND m.scope = 'user'
+      AND m.owner_id = current_setting('agent.user_id') AND m.superseded_at IS NULL
+    ON CONFLICT DO NOTHING;
+    GET DIAGNOSTICS stored = ROW_COUNT;
+    PERFORM agent_private.leave(previous);
+    RETURN to_jsonb(stored);
+END
+$$;
+
+-- Make waiting jobs due and wake the workers. Runs as its owner, because agent_app has no rights on the queue.
+-- Returns how many of the keys have a job that waits or runs.
+CREATE FUNCTION agent_private.expedite_jobs(keys text[])
+RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, agent_queue, pg_temp
+AS $$
+DECLARE
+    woken bigint;
+BEGIN
+    WITH due AS (
+        UPDATE agent_queue.procrastinate_jobs j SET scheduled_at = now()
+        WHERE j.queueing_lock = ANY (keys) AND j.status = 'todo' AND j.scheduled_at > now()
+        RETURNING j.id, j.queue_name)
+    SELECT count(pg_notify('procrastinate_queue_v1#' || d.queue_name,
+                           json_build_object('type', 'job_inserted', 'job_id', d.id)::text))
+         + count(pg_notify('procrastinate_any_queue_v1', json_build_object('type', 'job_inserted', 'job_id', d.id)::text))
+    INTO woken FROM due d;
+    RETURN (SELECT count(*) FROM agent_queue.procrastinate_jobs j
+            WHERE j.lock = ANY (keys) AND j.status IN ('todo', 'doing'));
+END
+$$;
+REVOKE ALL ON FUNCTION agent_private.expedite_jobs(text[]) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION agent_private.expedite_jobs(text[]) TO agent_app;
+
+-- Have these sessions learned now rather than when they have been quiet, and tell how many are not learned yet.
+-- sessions: [identity]. Returns {waiting}.
+CREATE FUNCTION public.expedite_learning(sessions jsonb)
+RETURNS jsonb
+LANGUAGE sql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+AS $$
+    SELECT jsonb_build_object('waiting', agent_private.expedite_jobs(ARRAY(
+        SELECT agent_private.learning_key(s ->> 'tenant_id', s ->> 'user_id', s ->> 'session_id')
+        FROM jsonb_array_elements(sessions) AS s)));
+$$;
+
+-- The work of queue_state. Runs as its owner, because agent_app has no rights on the queue.
+CREATE FUNCTION agent_private.queue_state(the_queue text)
+RETURNS jsonb
+LANGUAGE sql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, agent_queue, pg_temp
+AS $$
+    SELECT jsonb_build_object(
+        'workers', (SELECT count(*) FROM agent_queue.procrastinate_workers WHERE last_heartbeat > now() - interval '30 seconds'),
+        'overdue_seconds', (SELECT coalesce(extract(epoch FROM now() - min(j.scheduled_at)), 0)
+                            FROM agent_queue.procrastinate_jobs j
+                            WHERE j.queue_name = the_queue AND j.status = 'todo' AND j.scheduled_at <= now()));
+$$;
+REVOKE ALL ON FUNCTION agent_private.queue_state(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION agent_private.queue_state(text) TO agent_app;
+
+-- How the queue of this process stands: {workers, overdue_seconds}; overdue is how long its oldest due job has waited.
+CREATE FUNCTION public.queue_state(the_queue text)
+RETURNS jsonb
+LANGUAGE sql SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+    SELECT agent_private.queue_state(the_queue);
+$$;
+
+-- ---- schemas/50_operations.sql
+
+-- The storage operations: get, list, write, delete and clear, each within one identity.
+
+-- Write one memory: see agent_private.write_memory for the keys of learning. memory_limit: greatest number of memories
+-- of this store; the oldest above it are retired. Returns the receipt.
+CREATE FUNCTION public.upsert_learning(identity jsonb, learning jsonb, memory_limit integer DEFAULT NULL)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity);
+    receipt jsonb;
+BEGIN
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('AGN01', 'nothing can be written for nobody: the identity has no tenant or no user');
+    END IF;
+    receipt := agent_private.write_memory(learning || jsonb_strip_nulls(jsonb_build_object(
+        'run_id', identity ->> 'run_id',
+        'source', coalesce(learning ->> 'source', 'api'))));
+    PERFORM agent_private.hold_to_limit(learning ->> 'store', memory_limit);
+    PERFORM agent_private.leave(previous);
+    RETURN receipt;
+END
+$$;
+
+-- Several fields or memories in one transaction, all of them or none: [{action: write|retire, …}]. Returns receipts.
+CREATE FUNCTION public.upsert_learnings(identity jsonb, learnings jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity);
+    learning jsonb;
+    receipts jsonb := '[]';
+BEGIN
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('AGN01', 'nothing can be written for nobody: the identity has no tenant or no user');
+    END IF;
+    FOR learning IN SELECT l FROM jsonb_array_elements(learnings) AS l LOOP
+        receipts := receipts || jsonb_build_array(
+            CASE WHEN learning ->> 'action' = 'retire' THEN agent_private.retire_memory(learning)
+                 ELSE agent_private.write_memory(learning || jsonb_strip_nulls(jsonb_build_object(
+                    'run_id', identity ->> 'run_id', 'source', coalesce(learning ->> 'source', 'api')))) END);
+    END LOOP;
+    PERFORM agent_private.leave(previous);
+    RETURN receipts;
+END
+$$;
+
+-- One memory with its versions and evidence, or NULL where this identity has none of that id.
+CREATE FUNCTION public.get_learning(identity jsonb, the_memory_id uuid)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity);
+    found jsonb;
+BEGIN
+    IF previous IS NULL THEN
+        RETURN NULL;
+    END IF;
+    SELECT to_jsonb(m) - 'content_hash' - 'memory_number' || jsonb_build_object(
+        'versions', (SELECT jsonb_agg(jsonb_build_object(
+                         'version', v.version, 'content', v.content, 'value', v.value, 'recorded_at', v.recorded_at,
+                         'superseded_at', v.superseded_at, 'superseded_reason', v.superseded_reason) ORDER BY v.version)
+                     FROM public.agent_memory v WHERE v.tenant_id = m.tenant_id AND v.memory_id = m.memory_id),
+        'evidence', (SELECT coalesce(jsonb_agg(jsonb_build_object(
+                         'version', e.version, 'run_id', e.run_id, 'message_id', e.message_id,
+                         'tool_call_id', e.tool_call_id, 'quote', e.quote, 'recorded_at', e.recorded_at)
+                         ORDER BY e.version, e.recorded_at, e.message_id), '[]')
+                     FROM public.agent_memory_evidence e WHERE e.tenant_id = m.tenant_id AND e.memory_id = m.memory_id))
+    INTO found
+    FROM public.agent_memory m
+    WHERE m.tenant_id = current_setting('agent.tenant_id') AND m.memory_id = the_memory_id
+    ORDER BY m.version DESC LIMIT 1;
+    PERFORM agent_private.leave(previous);
+    RETURN found;
+END
+$$;
+
+-- Current memories of an identity, newest first. wanted: any of store, kind, field, session_id must fit.
+CREATE FUNCTION public.get_learnings(identity jsonb, wanted jsonb DEFAULT '{}', memory_limit integer DEFAULT 100, memory_offset integer DEFAULT 0)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity);
+    found jsonb;
+BEGIN
+    IF previous IS NULL THEN
+        RETURN '[]';
+    END IF;
+    SELECT coalesce(jsonb_agg(to_jsonb(x) - 'content_hash' ORDER BY x.memory_number DESC), '[]') INTO found
+    FROM (SELECT m.* FROM public.agent_memory m
+          WHERE m.tenant_id = current_setting('agent.tenant_id') AND m.superseded_at IS NULL
+            AND m.scope = 'user' AND m.owner_id = current_setting('agent.user_id')
+            AND (wanted ->> 'store' IS NULL OR m.store = wanted ->> 'store')
+            AND (wanted ->> 'kind' IS NULL OR m.kind = wanted ->> 'kind')
+            AND (wanted ->> 'field' IS NULL OR m.field = wanted ->> 'field')
+            AND (wanted ->> 'session_id' IS NULL OR m.session_id = wanted ->> 'session_id')
+          ORDER BY m.memory_number DESC LIMIT least(memory_limit, 10000) OFFSET memory_offset) AS x;
+    PERFORM agent_private.leave(previous);
+    RETURN found;
+END
+$$;
+
+-- Delete memories for good, all their versions, words, vectors and evidence. Returns how many memories went.
+CREATE FUNCTION agent_private.delete_memories(the_ids uuid[])
+RETURNS integer
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target public.agent_memory;
+    gone integer;
+BEGIN
+    PERFORM agent_private.touch_scope('user');
+    FOR target IN
+        SELECT * FROM public.agent_memory m
+        WHERE m.tenant_id = current_setting('agent.tenant_id') AND m.scope = 'user'
+          AND m.owner_id = current_setting('agent.user_id') AND m.memory_id = ANY (the_ids) AND m.superseded_at IS NULL
+    LOOP
+        PERFORM agent_private.close_memory(target, 'deleted');
+    END LOOP;
+    WITH deleted AS (
+        DELETE FROM public.agent_memory m
+        WHERE m.tenant_id = current_setting('agent.tenant_id') AND m.scope = 'user'
+          AND m.owner_id = current_setting('agent.user_id') AND m.memory_id = ANY (the_ids)
+        RETURNING m.memory_id)
+    SELECT count(DISTINCT d.memory_id) INTO gone FROM deleted d;
+    RETURN gone;
+END
+$$;
+
+-- Delete one memory for good. Returns true, or false where this identity has none of that id.
+CREATE FUNCTION public.delete_learning(identity jsonb, the_memory_id uuid)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity);
+    gone integer;
+BEGIN
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('AGN01', 'nothing can be deleted for nobody: the identity has no tenant or no user');
+    END IF;
+    gone := agent_private.delete_memories(ARRAY[the_memory_id]);
+    PERFORM agent_private.leave(previous);
+    RETURN to_jsonb(gone > 0);
+END
+$$;
+
+-- Delete the memories named for good; ids of others are passed over. Returns how many went.
+CREATE FUNCTION public.delete_learnings(identity jsonb, the_memory_ids uuid[])
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity);
+    gone integer;
+BEGIN
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('AGN01', 'nothing can be deleted for nobody: the identity has no tenant or no user');
+    END IF;
+    gone := agent_private.delete_memories(the_memory_ids);
+    PERFORM agent_private.leave(previous);
+    RETURN to_jsonb(gone);
+END
+$$;
+
+-- Delete all memories of an identity for good, of one store or of all. Returns how many went.
+CREATE FUNCTION public.clear_learnings(identity jsonb, the_store text DEFAULT NULL)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity);
+    gone integer;
+BEGIN
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('AGN01', 'nothing can be cleared for nobody: the identity has no tenant or no user');
+    END IF;
+    gone := agent_private.delete_memories(ARRAY(
+        SELECT DISTINCT m.memory_id FROM public.agent_memory m
+        WHERE m.tenant_id = current_setting('agent.tenant_id') AND m.scope = 'user'
+          AND m.owner_id = current_setting('agent.user_id') AND (the_store IS NULL OR m.store = the_store)));
+    PERFORM agent_private.leave(previous);
+    RETURN to_jsonb(gone);
+END
+$$;
+
+-- Erase a user: memories with all versions, evidence, words and vectors, runs, exposures, outcomes and waiting jobs.
+-- For operators. Returns the number of rows gone per table.
+CREATE FUNCTION public.erase_user(identity jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity, 'tenant');
+    tenant text := identity ->> 'tenant_id';
+    person text := nullif(identity ->> 'user_id', '');
+    counts jsonb := '{}';
+    gone integer;
+BEGIN
+    IF previous IS NULL OR person IS NULL THEN
+        PERFORM agent_private.refuse('AGN01', 'to erase a user, name the tenant and the user');
+    END IF;
+    -- Waits for writers of this user and keeps new ones out until all is gone.
+    PERFORM agent_private.touch_scope('user');
+    DELETE FROM public.agent_memory_evidence e WHERE e.tenant_id = tenant AND e.scope = 'user' AND e.owner_id = person;
+    GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_memory_evidence', gone);
+    DELETE FROM public.agent_memory_term t WHERE t.tenant_id = tenant AND t.scope = 'user' AND t.owner_id = person;
+    GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_memory_term', gone);
+    DELETE FROM public.agent_memory_embedding e WHERE e.tenant_id = tenant AND e.scope = 'user' AND e.owner_id = person;
+    GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_memory_embedding', gone);
+    DELETE FROM public.agent_memory m WHERE m.tenant_id = tenant AND m.scope = 'user' AND m.owner_id = person;
+    GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_memory', gone);
+    DELETE FROM public.agent_exposure e WHERE e.tenant_id = tenant AND e.user_id = person;
+    GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_exposure', gone);
+    DELETE FROM public.agent_outcome o WHERE o.tenant_id = tenant AND o.user_id = person;
+    GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_outcome', gone);
+    DELETE FROM public.agent_run r WHERE r.tenant_id = tenant AND r.user_id = person;
+    GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_run', gone);
+    DELETE FROM public.agent_scope s WHERE s.tenant_id = tenant AND s.scope = 'user' AND s.owner_id = person;
+    GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_scope', gone);
+    gone := agent_private.forget_jobs(tenant, person); counts := counts || jsonb_build_object('procrastinate_jobs', gone);
+    PERFORM agent_private.leave(previous);
+    RETURN counts;
+END
+$$;
+
+-- Take a user's jobs out of the queue, done ones too. Runs as its owner, because agent_app has no rights on the queue.
+CREATE FUNCTION agent_private.forget_jobs(the_tenant text, the_user text)
+RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, agent_queue, pg_temp
+AS $$
+DECLARE
+    gone integer;
+BEGIN
+    DELETE FROM agent_queue.procrastinate_jobs j
+    WHERE j.args #>> '{identity,tenant_id}' = the_tenant AND j.args #>> '{identity,user_id}' = the_user
+      AND j.status <> 'doing';
+    GET DIAGNOSTICS gone = ROW_COUNT;
+    RETURN gone;
+END
+$$;
+REVOKE ALL ON FUNCTION agent_private.forget_jobs(text, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION agent_private.forget_jobs(text, text) TO agent_app;
+
+-- Who has memories in a tenant and how many; for operators.
+CREATE FUNCTION public.list_users(identity jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity, 'tenant');
+    found jsonb;
+BEGIN
+    IF previous IS NULL THEN
+        RETURN '[]';
+    END IF;
+    SELECT coalesce(jsonb_agg(to_jsonb(x) ORDER BY x.last_recorded_at DESC), '[]') INTO found
+    FROM (SELECT m.owner_id AS user_id, count(*) AS memories, max(m.recorded_at) AS last_recorded_at
+          FROM public.agent_memory m
+          WHERE m.tenant_id = identity ->> 'tenant_id' AND m.scope = 'user' AND m.superseded_at IS NULL
+          GROUP BY m.owner_id) AS x;
+    PERFORM agent_private.leave(previous);
+    RETURN found;
+END
+$$;
+
+-- How far the database is and how much waits; for `agent doctor`. Counts are of one tenant.
+CREATE FUNCTION public.learning_status(identity jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity, 'tenant');
+    found jsonb;
+BEGIN
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('AGN01', 'no tenant to report on');
+    END IF;
+    found := jsonb_build_object(
+        'memories', (SELECT count(*) FROM public.agent_memory m WHERE m.superseded_at IS NULL),
+        'runs', (SELECT count(*) FROM public.agent_run),
+        'runs_waiting', (SELECT count(*) FROM public.agent_run r
+                         WHERE r.learned_at IS NULL AND r.status = 'completed' AND r.user_id IS NOT NULL)
+    ) || agent_private.queue_status();
+    PERFORM agent_private.leave(previous);
+    RETURN found;
+END
+$$;
+
+-- Jobs by state and workers alive. Runs as its owner, because agent_app has no rights on the queue.
+CREATE FUNCTION agent_private.queue_status()
+RETURNS jsonb
+LANGUAGE sql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, agent_queue, pg_temp
+AS $$
+    SELECT jsonb_build_object(
+        'jobs_waiting', (SELECT count(*) FROM agent_queue.procrastinate_jobs WHERE status = 'todo'),
+        'jobs_running', (SELECT count(*) FROM agent_queue.procrastinate_jobs WHERE status = 'doing'),
+        'jobs_failed', (SELECT count(*) FROM agent_queue.procrastinate_jobs WHERE status = 'failed'),
+        'workers', (SELECT count(*) FROM agent_queue.procrastinate_workers WHERE last_heartbeat > now() - interval '30 seconds'));
+$$;
+REVOKE ALL ON FUNCTION agent_private.queue_status() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION agent_private.queue_status() TO agent_app;
+
+-- ---- schemas/60_grants.sql
+
+-- Who may call what. Everything belongs to agent_app; nothing is for anon.
+
+SELECT agent_private.publish(p.oid::regprocedure, 'private')
+FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+WHERE n.nspname = 'agent_private'
+  AND p.proname NOT IN ('publish', 'guard', 'enqueue_learning', 'forget_jobs', 'queue_status', 'expedite_jobs', 'queue_state');
+
+-- A user with a JWT may recall and search, record runs, and look after their own memories.
+SELECT agent_private.publish(f, 'user') FROM unnest(ARRAY[
+    'public.recall_context(jsonb, text, text[], integer, text, text)',
+    'public.match_memories(jsonb, text, integer, text, text)',
+    'public.record_run(jsonb, jsonb)',
+    'public.upsert_learning(jsonb, jsonb, integer)',
+    'public.upsert_learnings(jsonb, jsonb)',
+    'public.get_learning(jsonb, uuid)',
+    'public.get_learnings(jsonb, jsonb, integer, integer)',
+    'public.delete_learning(jsonb, uuid)',
+    'public.delete_learnings(jsonb, uuid[])',
+    'public.clear_learnings(jsonb, text)']::regprocedure[]) AS f;
+
+-- Learning, importing, listing over users and erasing are for servers.
+SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
+    'public.pending_learning(jsonb, integer, integer)',
+    'public.apply_learning(jsonb, text[], jsonb, bigint, jsonb)',
+    'public.expedite_learning(jsonb)',
+    'public.queue_state(text)',
+    'public.memories_without_embedding(jsonb, text, integer)',
+    'public.store_embeddings(jsonb, text, jsonb)',
+    'public.import_runs(jsonb, jsonb)',
+    'public.list_runs(jsonb, jsonb, integer, integer)',
+    'public.get_run(jsonb, text)',
+    'public.list_users(jsonb)',
+    'public.erase_user(jsonb)',
+    'public.learning_status(jsonb)']::regprocedure[]) AS f;
+
+-- ---- registration
+
+INSERT INTO public.agent_migration (name, checksum) VALUES ('20250101000000_agent_learning_system.sql', NULL) ON CONFLICT DO NOTHING;
+DO $$
+DECLARE other text;
+BEGIN
+    FOR other IN SELECT rolname FROM pg_roles WHERE rolname IN ('anon', 'authenticated') LOOP
+        EXECUTE format('REVOKE ALL ON TABLE public.agent_migration FROM %I', other);
+    END LOOP;
+END
+$$;
+RESET search_path;

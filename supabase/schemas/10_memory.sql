@@ -1,0 +1,389 @@
+-- Memories: one row per version, its evidence, its words, its vectors.
+
+CREATE TABLE public.agent_memory (
+    tenant_id text NOT NULL CHECK (tenant_id <> ''),
+    memory_id uuid NOT NULL,
+    version integer NOT NULL CHECK (version >= 1),
+    memory_number bigint GENERATED ALWAYS AS IDENTITY,
+    store text NOT NULL CHECK (store <> ''),
+    kind text NOT NULL DEFAULT '',
+    scope text NOT NULL DEFAULT 'user' CHECK (scope IN ('user', 'agent', 'tenant')),
+    owner_id text NOT NULL,
+    session_id text,
+    field text,
+    content text NOT NULL CHECK (length(content) BETWEEN 1 AND 20000),
+    content_hash bytea NOT NULL,
+    value jsonb,
+    trust text NOT NULL CHECK (trust IN ('user', 'tool', 'model', 'external')),
+    valid_from timestamptz NOT NULL DEFAULT now(),
+    valid_to timestamptz,
+    recorded_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    superseded_at timestamptz,
+    superseded_reason text,
+    source text NOT NULL DEFAULT 'extraction',
+    run_id text,
+    PRIMARY KEY (tenant_id, memory_id, version),
+    CONSTRAINT agent_memory_owner CHECK ((scope = 'tenant') = (owner_id = '')),
+    CONSTRAINT agent_memory_valid_period CHECK (valid_to IS NULL OR valid_to >= valid_from),
+    CONSTRAINT agent_memory_superseded_after_recorded CHECK (superseded_at IS NULL OR superseded_at >= recorded_at),
+    CONSTRAINT agent_memory_superseded_has_reason CHECK ((superseded_at IS NULL) = (superseded_reason IS NULL))
+);
+COMMENT ON TABLE public.agent_memory IS 'What the agents know. A change is a new version; the old one keeps its row with superseded_at set.';
+COMMENT ON COLUMN public.agent_memory.memory_id IS 'Stays the same over all versions of one memory.';
+COMMENT ON COLUMN public.agent_memory.memory_number IS 'Order of recording, unique over all tenants; joins words and vectors to a version.';
+COMMENT ON COLUMN public.agent_memory.owner_id IS 'User id for scope user, agent id for scope agent, empty for scope tenant.';
+COMMENT ON COLUMN public.agent_memory.field IS 'Profile or session field; NULL for memories that are no fields.';
+COMMENT ON COLUMN public.agent_memory.content IS 'The text that is searched and rendered.';
+COMMENT ON COLUMN public.agent_memory.value IS 'The typed value of a field.';
+COMMENT ON COLUMN public.agent_memory.valid_from IS 'Since when it is true in the world; recorded_at is since when we believe it.';
+
+-- One current version of a memory, one current answer per field, one current memory per text.
+CREATE UNIQUE INDEX agent_memory_one_current ON public.agent_memory (tenant_id, memory_id)
+    WHERE superseded_at IS NULL;
+CREATE UNIQUE INDEX agent_memory_one_answer_per_field
+    ON public.agent_memory (tenant_id, scope, owner_id, store, coalesce(session_id, ''), field)
+    WHERE superseded_at IS NULL AND field IS NOT NULL;
+CREATE UNIQUE INDEX agent_memory_no_duplicate_text
+    ON public.agent_memory (tenant_id, scope, owner_id, store, content_hash)
+    WHERE superseded_at IS NULL AND field IS NULL;
+-- Newest first within a scope.
+CREATE INDEX agent_memory_by_scope ON public.agent_memory (tenant_id, scope, owner_id, store, memory_number DESC)
+    WHERE superseded_at IS NULL;
+CREATE UNIQUE INDEX agent_memory_by_number ON public.agent_memory (memory_number);
+
+CREATE TABLE public.agent_memory_evidence (
+    tenant_id text NOT NULL,
+    memory_id uuid NOT NULL,
+    version integer NOT NULL,
+    scope text NOT NULL,
+    owner_id text NOT NULL,
+    run_id text NOT NULL,
+    message_id text NOT NULL DEFAULT '',
+    tool_call_id text NOT NULL DEFAULT '',
+    quote text NOT NULL DEFAULT '' CHECK (length(quote) <= 1000),
+    recorded_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (tenant_id, memory_id, version, run_id, message_id, tool_call_id),
+    FOREIGN KEY (tenant_id, memory_id, version) REFERENCES public.agent_memory ON DELETE CASCADE
+);
+COMMENT ON TABLE public.agent_memory_evidence IS 'Which messages or tool calls of which runs a memory was learned from.';
+CREATE INDEX agent_memory_evidence_by_run ON public.agent_memory_evidence (tenant_id, run_id);
+
+CREATE TABLE public.agent_memory_term (
+    tenant_id text NOT NULL,
+    scope text NOT NULL,
+    owner_id text NOT NULL,
+    lexeme text NOT NULL,
+    memory_number bigint NOT NULL REFERENCES public.agent_memory (memory_number) ON DELETE CASCADE,
+    occurrences smallint NOT NULL,
+    word_count integer NOT NULL,
+    PRIMARY KEY (tenant_id, scope, owner_id, lexeme, memory_number) INCLUDE (occurrences, word_count)
+);
+COMMENT ON TABLE public.agent_memory_term IS 'Words of the current user memories. A table and not a GIN index, because row level security keeps the planner from using an index on an operator that is not leakproof, as @@ is not.';
+CREATE INDEX agent_memory_term_by_memory ON public.agent_memory_term (memory_number);
+
+CREATE TABLE public.agent_memory_embedding (
+    tenant_id text NOT NULL,
+    scope text NOT NULL,
+    owner_id text NOT NULL,
+    memory_number bigint NOT NULL REFERENCES public.agent_memory (memory_number) ON DELETE CASCADE,
+    model text NOT NULL CHECK (model <> ''),
+    dimensions integer NOT NULL,
+    embedding vector NOT NULL,
+    PRIMARY KEY (tenant_id, scope, owner_id, model, dimensions, memory_number),
+    CONSTRAINT agent_memory_embedding_dimensions CHECK (vector_dims(embedding) = dimensions)
+);
+COMMENT ON TABLE public.agent_memory_embedding IS 'Vectors of the current user memories, one per embedding model.';
+CREATE INDEX agent_memory_embedding_by_memory ON public.agent_memory_embedding (memory_number);
+
+CREATE TABLE public.agent_scope (
+    tenant_id text NOT NULL,
+    scope text NOT NULL,
+    owner_id text NOT NULL,
+    version bigint NOT NULL DEFAULT 0,
+    memory_count integer NOT NULL DEFAULT 0,
+    word_count bigint NOT NULL DEFAULT 0,
+    PRIMARY KEY (tenant_id, scope, owner_id)
+);
+COMMENT ON TABLE public.agent_scope IS 'One row per owner: its version rises with every write, so that learning can tell whether what it read is still so; its counts are those of the searchable memories.';
+
+SELECT agent_private.guard(t) FROM unnest(ARRAY[
+    'public.agent_memory', 'public.agent_memory_evidence', 'public.agent_memory_term',
+    'public.agent_memory_embedding', 'public.agent_scope']::regclass[]) AS t;
+
+-- What a scope lets see. The settings are read once per query, not once per row.
+DO $$
+DECLARE
+    target text;
+BEGIN
+    FOREACH target IN ARRAY ARRAY['agent_memory', 'agent_memory_evidence', 'agent_memory_term',
+                                  'agent_memory_embedding', 'agent_scope'] LOOP
+        EXECUTE format($policy$
+            CREATE POLICY own_scope ON public.%I TO agent_app
+            USING (
+                tenant_id = (SELECT current_setting('agent.tenant_id', true))
+                AND (
+                    (scope = 'user' AND owner_id = (SELECT current_setting('agent.user_id', true)))
+                    OR (scope = 'agent' AND owner_id = (SELECT current_setting('agent.agent_id', true)))
+                    OR scope = 'tenant'
+                    OR (SELECT current_setting('agent.reach', true)) = 'tenant'
+                )
+            )
+        $policy$, target);
+    END LOOP;
+END
+$$;
+
+-- The words of a text, at most 20,000 characters of it, stemmed as English; words of other languages stay as they are.
+CREATE FUNCTION agent_private.lexemes(content text)
+RETURNS TABLE (lexeme text, occurrences integer)
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT t.lexeme, coalesce(array_length(t.positions, 1), 1)
+    FROM unnest(to_tsvector('pg_catalog.english', left(content, 20000))) AS t;
+$$;
+
+-- Equal texts: upper and lower case, white space and final stops do not count.
+CREATE FUNCTION agent_private.content_hash(content text)
+RETURNS bytea
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT sha256(convert_to(rtrim(regexp_replace(lower(normalize(btrim(content), NFKC)), '\s+', ' ', 'g'), ' .!'), 'UTF8'));
+$$;
+
+-- Lock the scope of a write, raise its version and return its owner; the lock keeps writers of one owner in line.
+CREATE FUNCTION agent_private.touch_scope(wanted_scope text)
+RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    tenant text := current_setting('agent.tenant_id');
+    owner text := CASE wanted_scope WHEN 'user' THEN current_setting('agent.user_id')
+                                    WHEN 'agent' THEN current_setting('agent.agent_id')
+                                    WHEN 'tenant' THEN '' END;
+BEGIN
+    IF owner IS NULL OR (owner = '' AND wanted_scope <> 'tenant') THEN
+        PERFORM agent_private.refuse('AGN01', format('no %s in the identity', wanted_scope));
+    END IF;
+    INSERT INTO public.agent_scope AS s (tenant_id, scope, owner_id, version)
+    VALUES (tenant, wanted_scope, owner, 1)
+    ON CONFLICT (tenant_id, scope, owner_id) DO UPDATE SET version = s.version + 1;
+    RETURN owner;
+END
+$$;
+
+-- Close a current version: it stays as history but is no longer found. The caller holds the scope.
+CREATE FUNCTION agent_private.close_memory(target public.agent_memory, reason text)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    words integer;
+BEGIN
+    UPDATE public.agent_memory m
+    SET superseded_at = clock_timestamp(), superseded_reason = reason
+    WHERE m.memory_number = target.memory_number AND m.tenant_id = target.tenant_id;
+    DELETE FROM public.agent_memory_term t WHERE t.memory_number = target.memory_number;
+    DELETE FROM public.agent_memory_embedding e WHERE e.memory_number = target.memory_number;
+    IF target.store = 'user_memory' THEN
+        SELECT coalesce(sum(l.occurrences), 0) INTO words FROM agent_private.lexemes(target.content) l;
+        UPDATE public.agent_scope s
+        SET memory_count = s.memory_count - 1, word_count = s.word_count - words
+        WHERE (s.tenant_id, s.scope, s.owner_id) = (target.tenant_id, target.scope, target.owner_id);
+    END IF;
+END
+$$;
+
+-- Index the words of a version that was just inserted. The caller holds the scope.
+CREATE FUNCTION agent_private.index_memory(target public.agent_memory)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    words integer;
+BEGIN
+    SELECT coalesce(sum(l.occurrences), 0) INTO words FROM agent_private.lexemes(target.content) l;
+    INSERT INTO public.agent_memory_term
+    SELECT target.tenant_id, target.scope, target.owner_id, l.lexeme, target.memory_number,
+           least(l.occurrences, 32767), words
+    FROM agent_private.lexemes(target.content) l;
+    UPDATE public.agent_scope s
+    SET memory_count = s.memory_count + 1, word_count = s.word_count + words
+    WHERE (s.tenant_id, s.scope, s.owner_id) = (target.tenant_id, target.scope, target.owner_id);
+END
+$$;
+
+-- Attach evidence; an item that is there already is kept as it is.
+CREATE FUNCTION agent_private.attach_evidence(target public.agent_memory, evidence jsonb)
+RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    INSERT INTO public.agent_memory_evidence
+        (tenant_id, memory_id, version, scope, owner_id, run_id, message_id, tool_call_id, quote)
+    SELECT target.tenant_id, target.memory_id, target.version, target.scope, target.owner_id,
+           e ->> 'run_id', coalesce(e ->> 'message_id', ''), coalesce(e ->> 'tool_call_id', ''),
+           left(coalesce(e ->> 'quote', ''), 1000)
+    FROM jsonb_array_elements(coalesce(evidence, '[]')) AS e
+    WHERE e ->> 'run_id' IS NOT NULL
+    ON CONFLICT DO NOTHING;
+$$;
+
+-- Write one memory as a new row: a new memory, a new version, or nothing where the text is known already.
+-- Returns the receipt {status: created|updated|unchanged, memory_id, version, store, field, content}.
+-- learning: store, content, and optionally memory_id, expected_version, kind, scope, session_id, field, value,
+-- trust, evidence, valid_from, source, run_id.
+CREATE FUNCTION agent_private.write_memory(learning jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    the_scope text := coalesce(learning ->> 'scope', 'user');
+    owner text := agent_private.touch_scope(the_scope);
+    tenant text := current_setting('agent.tenant_id');
+    hash bytea := agent_private.content_hash(learning ->> 'content');
+    current_row public.agent_memory;
+    written public.agent_memory;
+    outcome text := 'created';
+BEGIN
+    IF coalesce(btrim(learning ->> 'content'), '') = '' OR coalesce(learning ->> 'store', '') = '' THEN
+        PERFORM agent_private.refuse('AGN04', 'a memory needs a store and a content');
+    END IF;
+    IF learning ->> 'memory_id' IS NOT NULL THEN
+        SELECT * INTO current_row FROM public.agent_memory m
+        WHERE m.tenant_id = tenant AND m.memory_id = (learning ->> 'memory_id')::uuid AND m.superseded_at IS NULL
+          AND m.scope = the_scope AND m.owner_id = owner AND m.store = learning ->> 'store';
+        IF NOT FOUND THEN
+            PERFORM agent_private.refuse('AGN03', format('no current memory %s in store %s', learning ->> 'memory_id', learning ->> 'store'));
+        END IF;
+    ELSIF learning ->> 'field' IS NOT NULL THEN
+        SELECT * INTO current_row FROM public.agent_memory m
+        WHERE m.tenant_id = tenant AND m.scope = the_scope AND m.owner_id = owner AND m.store = learning ->> 'store'
+          AND coalesce(m.session_id, '') = coalesce(learning ->> 'session_id', '')
+          AND m.field = learning ->> 'field' AND m.superseded_at IS NULL;
+    END IF;
+    IF learning ->> 'expected_version' IS NOT NULL
+       AND (learning ->> 'expected_version')::integer IS DISTINCT FROM current_row.version THEN
+        PERFORM agent_private.refuse('AGN02', format('memory %s is at version %s, not %s', learning ->> 'memory_id',
+                                                     coalesce(current_row.version::text, 'none'), learning ->> 'expected_version'));
+    END IF;
+    IF current_row.memory_id IS NOT NULL AND current_row.content_hash = hash
+       AND current_row.value IS NOT DISTINCT FROM nullif(learning -> 'value', 'null')
+       AND current_row.kind = coalesce(learning ->> 'kind', current_row.kind) THEN
+        outcome := 'unchanged';
+        written := current_row;
+    ELSIF coalesce(current_row.field, learning ->> 'field') IS NULL THEN
+        SELECT * INTO written FROM public.agent_memory m
+        WHERE m.tenant_id = tenant AND m.scope = the_scope AND m.owner_id = owner AND m.store = learning ->> 'store'
+          AND m.content_hash = hash AND m.field IS NULL AND m.superseded_at IS NULL
+          AND m.memory_id IS DISTINCT FROM current_row.memory_id;
+        IF FOUND THEN
+            outcome := 'unchanged';
+            IF current_row.memory_id IS NOT NULL THEN
+                PERFORM agent_private.close_memory(current_row, 'merged into ' || written.memory_id);
+            END IF;
+        END IF;
+    END IF;
+    IF outcome <> 'unchanged' THEN
+        IF current_row.memory_id IS NOT NULL THEN
+            outcome := 'updated';
+            PERFORM agent_private.close_memory(current_row, 'updated');
+        END IF;
+        INSERT INTO public.agent_memory (
+            tenant_id, memory_id, version, store, kind, scope, owner_id, session_id, field, content, content_hash,
+            value, trust, valid_from, source, run_id)
+        VALUES (
+            tenant,
+            coalesce(current_row.memory_id, gen_random_uuid()),
+            coalesce(current_row.version, 0) + 1,
+            learning ->> 'store',
+            coalesce(learning ->> 'kind', current_row.kind, ''),
+            the_scope,
+            owner,
+            coalesce(learning ->> 'session_id', current_row.session_id),
+            coalesce(learning ->> 'field', current_row.field),
+            left(learning ->> 'content', 20000),
+            hash,
+            nullif(learning -> 'value', 'null'),
+            coalesce(learning ->> 'trust', 'user'),
+            coalesce((learning ->> 'valid_from')::timestamptz, now()),
+            coalesce(learning ->> 'source', 'extraction'),
+            learning ->> 'run_id')
+        RETURNING * INTO written;
+        IF written.store = 'user_memory' THEN
+            PERFORM agent_private.index_memory(written);
+        END IF;
+    END IF;
+    PERFORM agent_private.attach_evidence(written, learning -> 'evidence');
+    RETURN jsonb_build_object('status', outcome, 'memory_id', written.memory_id, 'version', written.version,
+                              'memory_number', written.memory_number, 'store', written.store, 'kind', written.kind,
+                              'field', written.field, 'content', written.content, 'value', written.value);
+END
+$$;
+
+-- Retire the current version of a memory, named by id or by field. Returns the receipt, status retired or absent.
+CREATE FUNCTION agent_private.retire_memory(learning jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    the_scope text := coalesce(learning ->> 'scope', 'user');
+    owner text := agent_private.touch_scope(the_scope);
+    target public.agent_memory;
+BEGIN
+    SELECT * INTO target FROM public.agent_memory m
+    WHERE m.tenant_id = current_setting('agent.tenant_id') AND m.scope = the_scope AND m.owner_id = owner
+      AND m.store = learning ->> 'store' AND m.superseded_at IS NULL
+      AND CASE WHEN learning ->> 'memory_id' IS NOT NULL THEN m.memory_id = (learning ->> 'memory_id')::uuid
+               ELSE m.field = learning ->> 'field'
+                    AND coalesce(m.session_id, '') = coalesce(learning ->> 'session_id', '') END;
+    IF NOT FOUND THEN
+        IF learning ->> 'memory_id' IS NOT NULL THEN
+            PERFORM agent_private.refuse('AGN03', format('no current memory %s in store %s', learning ->> 'memory_id', learning ->> 'store'));
+        END IF;
+        RETURN jsonb_build_object('status', 'absent', 'store', learning ->> 'store', 'field', learning ->> 'field');
+    END IF;
+    IF learning ->> 'expected_version' IS NOT NULL AND (learning ->> 'expected_version')::integer <> target.version THEN
+        PERFORM agent_private.refuse('AGN02', format('memory %s is at version %s, not %s', target.memory_id, target.version, learning ->> 'expected_version'));
+    END IF;
+    PERFORM agent_private.attach_evidence(target, learning -> 'evidence');
+    PERFORM agent_private.close_memory(target, coalesce(learning ->> 'reason', 'retired'));
+    RETURN jsonb_build_object('status', 'retired', 'memory_id', target.memory_id, 'version', target.version,
+                              'store', target.store, 'field', target.field, 'content', target.content);
+END
+$$;
+
+-- Retire the oldest memories of a store above a limit; NULL is no limit. Returns how many.
+CREATE FUNCTION agent_private.hold_to_limit(the_store text, memory_limit integer)
+RETURNS integer
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    surplus public.agent_memory;
+    retired integer := 0;
+BEGIN
+    IF memory_limit IS NULL OR (the_store = 'user_memory' AND NOT EXISTS (
+        SELECT FROM public.agent_scope s
+        WHERE s.tenant_id = current_setting('agent.tenant_id') AND s.scope = 'user'
+          AND s.owner_id = current_setting('agent.user_id') AND s.memory_count > memory_limit)) THEN
+        RETURN 0;
+    END IF;
+    FOR surplus IN
+        SELECT * FROM public.agent_memory m
+        WHERE m.tenant_id = current_setting('agent.tenant_id') AND m.scope = 'user'
+          AND m.owner_id = current_setting('agent.user_id') AND m.store = the_store AND m.superseded_at IS NULL
+        ORDER BY m.memory_number DESC OFFSET memory_limit
+    LOOP
+        PERFORM agent_private.close_memory(surplus, 'over max_memories');
+        retired := retired + 1;
+    END LOOP;
+    RETURN retired;
+END
+$$;

@@ -1,0 +1,158 @@
+-- Recall: what is known that bears on a question, within the scopes of one identity.
+
+-- The best memories for a question, by words (BM25 over the 500 newest memories of each word), by vectors where one
+-- is given (exact, within the scope) and, to fill up, by recency. Each score is divided by the best of its list; the
+-- sum decides, recency counting a tenth. At most 200. Returns each as {memory_id, version, store, kind, content, trust,
+-- recorded_at, valid_from, score, word_score, vector_score} and whether a word or the vector matched. Leans on the primary keys of agent_memory_term and agent_memory_embedding and
+-- on agent_memory_by_scope; locks nothing.
+CREATE FUNCTION agent_private.rank_memories(
+    question text, question_embedding vector, embedding_model text, session_now text, memory_limit integer)
+RETURNS TABLE (item jsonb, matched boolean)
+LANGUAGE plpgsql ROWS 40
+SET search_path = pg_catalog, public, extensions, pg_temp
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    tenant text := current_setting('agent.tenant_id');
+    person text := current_setting('agent.user_id');
+    words text[];
+    memories double precision;
+    mean_words double precision;
+BEGIN
+    SELECT coalesce(array_agg(l.lexeme), '{}') INTO words
+    FROM (SELECT x.lexeme FROM agent_private.lexemes(left(question, 4000)) x ORDER BY length(x.lexeme) DESC, x.lexeme LIMIT 32) AS l;
+    SELECT greatest(s.memory_count, 1), greatest(s.word_count::double precision / greatest(s.memory_count, 1), 1)
+    INTO memories, mean_words
+    FROM public.agent_scope s
+    WHERE s.tenant_id = tenant AND s.scope = 'user' AND s.owner_id = person;
+    IF memories IS NULL THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    WITH hits AS (  -- double precision throughout: numeric arithmetic costs ten times as much
+        SELECT h.memory_number, h.occurrences::double precision AS occurrences, h.word_count / mean_words AS length,
+               ln(1 + (greatest(memories, h.frequency) - h.frequency + 0.5::double precision) / (h.frequency + 0.5::double precision)) AS weight
+        FROM unnest(words) AS w (lexeme)
+        CROSS JOIN LATERAL (
+            SELECT n.memory_number, n.occurrences, n.word_count, (count(*) OVER ())::double precision AS frequency
+            FROM (SELECT t.memory_number, t.occurrences, t.word_count
+                  FROM public.agent_memory_term t
+                  WHERE t.tenant_id = tenant AND t.scope = 'user' AND t.owner_id = person AND t.lexeme = w.lexeme
+                  ORDER BY t.memory_number DESC LIMIT 500) AS n
+        ) AS h
+    ), by_words AS (
+        SELECT h.memory_number,
+               sum(h.weight * h.occurrences * 2.2::double precision
+                   / (h.occurrences + 0.3::double precision + 0.9::double precision * h.length)) AS points
+        FROM hits h GROUP BY h.memory_number
+        ORDER BY points DESC, h.memory_number DESC LIMIT 100
+    ), by_vector AS (
+        SELECT e.memory_number, 1 - (e.embedding <=> question_embedding) AS points
+        FROM public.agent_memory_embedding e
+        WHERE question_embedding IS NOT NULL
+          AND e.tenant_id = tenant AND e.scope = 'user' AND e.owner_id = person
+          AND e.model = embedding_model AND e.dimensions = vector_dims(question_embedding)
+        ORDER BY e.embedding <=> question_embedding LIMIT 100
+    ), newest AS (
+        SELECT m.memory_number
+        FROM public.agent_memory m
+        WHERE m.tenant_id = tenant AND m.scope = 'user' AND m.owner_id = person AND m.store = 'user_memory'
+          AND m.superseded_at IS NULL
+        ORDER BY m.memory_number DESC LIMIT 50
+    ), candidates AS (
+        SELECT c.memory_number,
+               coalesce(w.points / nullif(max(w.points) OVER (), 0), 0) AS word_points,
+               coalesce(greatest(v.points, 0) / nullif(max(v.points) OVER (), 0), 0) AS vector_points,
+               percent_rank() OVER (ORDER BY c.memory_number) AS newness
+        FROM (SELECT b.memory_number FROM by_words b UNION SELECT b.memory_number FROM by_vector b
+              UNION SELECT n.memory_number FROM newest n) AS c
+        LEFT JOIN by_words w ON w.memory_number = c.memory_number
+        LEFT JOIN by_vector v ON v.memory_number = c.memory_number
+    )
+    SELECT jsonb_build_object(
+               'memory_id', m.memory_id, 'version', m.version, 'store', m.store, 'kind', m.kind, 'content', m.content,
+               'trust', m.trust, 'recorded_at', m.recorded_at, 'valid_from', m.valid_from,
+               'score', round((c.word_points + c.vector_points + 0.1 * c.newness)::numeric, 4),
+               'word_score', round(c.word_points::numeric, 4), 'vector_score', round(c.vector_points::numeric, 4)),
+           c.word_points > 0 OR c.vector_points > 0
+    FROM candidates c
+    JOIN public.agent_memory m ON m.memory_number = c.memory_number
+    WHERE m.tenant_id = tenant AND m.scope = 'user' AND m.owner_id = person
+      AND m.superseded_at IS NULL AND m.trust <> 'external'
+      AND (m.valid_to IS NULL OR m.valid_to > now())
+      AND (m.session_id IS NULL OR m.session_id <> coalesce(session_now, ''))
+    ORDER BY c.word_points + c.vector_points + 0.1 * c.newness DESC, c.memory_number DESC
+    LIMIT least(memory_limit, 200);
+END
+$$;
+
+-- Everything known that bears on a question, in one call: {profile, session, memories}, each a list of
+-- {memory_id, version, store, kind, field, content, trust, recorded_at, …}; empty lists where nobody asks.
+-- stores says which are wanted. question_embedding is '[…]' as text, with the model that made it.
+CREATE FUNCTION public.recall_context(
+    identity jsonb, question text DEFAULT '', stores text[] DEFAULT '{user_profile,user_memory,session_context}',
+    memory_limit integer DEFAULT 40, question_embedding text DEFAULT NULL, embedding_model text DEFAULT NULL)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity);
+    tenant text := current_setting('agent.tenant_id', true);
+    person text := current_setting('agent.user_id', true);
+    fields jsonb := '[]';
+    memories jsonb := '[]';
+BEGIN
+    IF previous IS NULL THEN
+        RETURN '{"profile": [], "session": [], "memories": []}';
+    END IF;
+    SELECT coalesce(jsonb_agg(jsonb_build_object(
+        'memory_id', m.memory_id, 'version', m.version, 'store', m.store, 'field', m.field, 'value', m.value,
+        'content', m.content, 'trust', m.trust, 'recorded_at', m.recorded_at) ORDER BY m.memory_number), '[]')
+    INTO fields
+    FROM public.agent_memory m
+    WHERE m.tenant_id = tenant AND m.scope = 'user' AND m.owner_id = person AND m.superseded_at IS NULL
+      AND m.field IS NOT NULL
+      AND ((m.store = 'user_profile' AND 'user_profile' = ANY (stores))
+           OR (m.store = 'session_context' AND 'session_context' = ANY (stores)
+               AND m.session_id = identity ->> 'session_id'));
+    IF 'user_memory' = ANY (stores) THEN
+        SELECT coalesce(jsonb_agg(r.item ORDER BY r.place), '[]') INTO memories
+        FROM agent_private.rank_memories(
+            question, question_embedding::vector, embedding_model, identity ->> 'session_id', memory_limit)
+            WITH ORDINALITY AS r (item, matched, place);
+    END IF;
+    PERFORM agent_private.leave(previous);
+    RETURN jsonb_build_object(
+        'profile', (SELECT coalesce(jsonb_agg(f), '[]') FROM jsonb_array_elements(fields) AS f WHERE f ->> 'store' = 'user_profile'),
+        'session', (SELECT coalesce(jsonb_agg(f), '[]') FROM jsonb_array_elements(fields) AS f WHERE f ->> 'store' = 'session_context'),
+        'memories', memories);
+END
+$$;
+
+-- The memories that fit a question best, for search: as in recall_context, over all sessions; [] where nobody asks or
+-- where nothing has a word or a vector in common with it.
+CREATE FUNCTION public.match_memories(
+    identity jsonb, question text, memory_limit integer DEFAULT 5, question_embedding text DEFAULT NULL,
+    embedding_model text DEFAULT NULL)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity);
+    found jsonb;
+BEGIN
+    IF previous IS NULL THEN
+        RETURN '[]';
+    END IF;
+    SELECT coalesce(jsonb_agg(r.item ORDER BY r.place), '[]') INTO found
+    FROM agent_private.rank_memories(question, question_embedding::vector, embedding_model, NULL, memory_limit)
+        WITH ORDINALITY AS r (item, matched, place)
+    WHERE r.matched;
+    PERFORM agent_private.leave(previous);
+    RETURN found;
+END
+$$;

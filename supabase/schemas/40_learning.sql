@@ -1,0 +1,208 @@
+-- Learning: what waits, and the one transaction that applies what was learned from it.
+
+-- The runs of a session that wait to be learned, oldest first, with what is known now and the version it was read at.
+-- Returns {runs, scope_version, profile, session, memories}; memories are those nearest to what was said.
+CREATE FUNCTION public.pending_learning(identity jsonb, run_limit integer DEFAULT 20, memory_limit integer DEFAULT 40)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity);
+    runs jsonb;
+    known jsonb;
+    said text;
+    version_read bigint;
+BEGIN
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('AGN01', 'learning needs a tenant and a user');
+    END IF;
+    -- The version is read before the memories: a write in between makes the check of apply_learning fail, never pass.
+    SELECT s.version INTO version_read FROM public.agent_scope s
+    WHERE s.tenant_id = current_setting('agent.tenant_id') AND s.scope = 'user'
+      AND s.owner_id = current_setting('agent.user_id');
+    SELECT coalesce(jsonb_agg(jsonb_build_object(
+               'run_id', r.run_id, 'agent_id', r.agent_id, 'status', r.status, 'messages', r.messages,
+               'tool_errors', r.tool_errors, 'finished_at', r.finished_at) ORDER BY r.finished_at, r.run_id), '[]')
+    INTO runs
+    FROM (SELECT * FROM public.agent_run w
+          WHERE w.tenant_id = current_setting('agent.tenant_id') AND w.user_id = current_setting('agent.user_id')
+            AND w.session_id = identity ->> 'session_id' AND w.learned_at IS NULL AND w.status = 'completed'
+          ORDER BY w.finished_at, w.run_id LIMIT run_limit) AS r;
+    SELECT left(string_agg(m ->> 'content', ' '), 4000) INTO said
+    FROM jsonb_array_elements(runs) AS r, jsonb_array_elements(r -> 'messages') AS m
+    WHERE m ->> 'role' = 'user';
+    known := public.recall_context(identity - 'session_id', coalesce(said, ''),
+                                   '{user_profile,user_memory}', memory_limit);
+    known := known || jsonb_build_object('session', public.recall_context(
+        identity, '', '{session_context}') -> 'session');
+    PERFORM agent_private.leave(previous);
+    RETURN known || jsonb_build_object('runs', runs, 'scope_version', coalesce(version_read, 0));
+END
+$$;
+
+-- Apply what was learned from these runs and mark them learned: all of it or nothing.
+-- operations: [{action: write|retire, …learning of write_memory or retire_memory}]. expected_version is the
+-- scope_version that pending_learning gave: if anything was written since, or a run was learned already, it raises
+-- AGN02 and changes nothing. limits: {store: greatest number of memories}. Returns {receipts, retired_over_limit}.
+CREATE FUNCTION public.apply_learning(identity jsonb, run_ids text[], operations jsonb, expected_version bigint, limits jsonb DEFAULT '{}')
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity);
+    tenant text := current_setting('agent.tenant_id', true);
+    person text := current_setting('agent.user_id', true);
+    version_now bigint;
+    marked integer;
+    operation jsonb;
+    receipts jsonb := '[]';
+    over_limit integer := 0;
+    stored record;
+BEGIN
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('AGN01', 'learning needs a tenant and a user');
+    END IF;
+    INSERT INTO public.agent_scope (tenant_id, scope, owner_id) VALUES (tenant, 'user', person)
+    ON CONFLICT DO NOTHING;
+    SELECT s.version INTO version_now FROM public.agent_scope s
+    WHERE s.tenant_id = tenant AND s.scope = 'user' AND s.owner_id = person FOR UPDATE;
+    IF version_now <> expected_version THEN
+        PERFORM agent_private.refuse('AGN02', format('the memories are at version %s, these were read at %s', version_now, expected_version));
+    END IF;
+    UPDATE public.agent_run r SET learned_at = clock_timestamp()
+    WHERE r.tenant_id = tenant AND r.user_id = person AND r.run_id = ANY (run_ids) AND r.learned_at IS NULL;
+    GET DIAGNOSTICS marked = ROW_COUNT;
+    IF marked <> cardinality(run_ids) THEN
+        PERFORM agent_private.refuse('AGN02', format('%s of %s runs were learned already', cardinality(run_ids) - marked, cardinality(run_ids)));
+    END IF;
+    FOR operation IN SELECT o FROM jsonb_array_elements(operations) AS o LOOP
+        receipts := receipts || jsonb_build_array(
+            CASE operation ->> 'action'
+                WHEN 'write' THEN agent_private.write_memory(operation)
+                WHEN 'retire' THEN agent_private.retire_memory(operation)
+            END);
+    END LOOP;
+    FOR stored IN SELECT key AS name, value::integer AS memory_limit FROM jsonb_each_text(limits) LOOP
+        over_limit := over_limit + agent_private.hold_to_limit(stored.name, stored.memory_limit);
+    END LOOP;
+    PERFORM agent_private.leave(previous);
+    RETURN jsonb_build_object('receipts', receipts, 'retired_over_limit', over_limit);
+END
+$$;
+
+-- Memories of an owner that have no vector of this model yet: [{memory_number, content}].
+CREATE FUNCTION public.memories_without_embedding(identity jsonb, model text, memory_limit integer DEFAULT 100)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity);
+    found jsonb;
+BEGIN
+    IF previous IS NULL THEN
+        RETURN '[]';
+    END IF;
+    SELECT coalesce(jsonb_agg(jsonb_build_object('memory_number', x.memory_number, 'content', x.content)), '[]') INTO found
+    FROM (SELECT m.memory_number, m.content FROM public.agent_memory m
+          WHERE m.tenant_id = current_setting('agent.tenant_id') AND m.scope = 'user'
+            AND m.owner_id = current_setting('agent.user_id') AND m.store = 'user_memory' AND m.superseded_at IS NULL
+            AND NOT EXISTS (SELECT FROM public.agent_memory_embedding e
+                            WHERE e.memory_number = m.memory_number
+                              AND e.model = memories_without_embedding.model)
+          ORDER BY m.memory_number DESC LIMIT memory_limit) AS x;
+    PERFORM agent_private.leave(previous);
+    RETURN found;
+END
+$$;
+
+-- Store vectors: [{memory_number, embedding: '[…]'}]; those of memories that are gone meanwhile are dropped.
+-- Returns how many were stored.
+CREATE FUNCTION public.store_embeddings(identity jsonb, model text, embeddings jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter(identity);
+    stored integer;
+BEGIN
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('AGN01', 'storing vectors needs a tenant and a user');
+    END IF;
+    INSERT INTO public.agent_memory_embedding (tenant_id, scope, owner_id, memory_number, model, dimensions, embedding)
+    SELECT m.tenant_id, m.scope, m.owner_id, m.memory_number, store_embeddings.model,
+           vector_dims((e ->> 'embedding')::vector), (e ->> 'embedding')::vector
+    FROM jsonb_array_elements(embeddings) AS e
+    JOIN public.agent_memory m ON m.memory_number = (e ->> 'memory_number')::bigint
+    WHERE m.tenant_id = current_setting('agent.tenant_id') AND m.scope = 'user'
+      AND m.owner_id = current_setting('agent.user_id') AND m.superseded_at IS NULL
+    ON CONFLICT DO NOTHING;
+    GET DIAGNOSTICS stored = ROW_COUNT;
+    PERFORM agent_private.leave(previous);
+    RETURN to_jsonb(stored);
+END
+$$;
+
+-- Make waiting jobs due and wake the workers. Runs as its owner, because agent_app has no rights on the queue.
+-- Returns how many of the keys have a job that waits or runs.
+CREATE FUNCTION agent_private.expedite_jobs(keys text[])
+RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, agent_queue, pg_temp
+AS $$
+DECLARE
+    woken bigint;
+BEGIN
+    WITH due AS (
+        UPDATE agent_queue.procrastinate_jobs j SET scheduled_at = now()
+        WHERE j.queueing_lock = ANY (keys) AND j.status = 'todo' AND j.scheduled_at > now()
+        RETURNING j.id, j.queue_name)
+    SELECT count(pg_notify('procrastinate_queue_v1#' || d.queue_name,
+                           json_build_object('type', 'job_inserted', 'job_id', d.id)::text))
+         + count(pg_notify('procrastinate_any_queue_v1', json_build_object('type', 'job_inserted', 'job_id', d.id)::text))
+    INTO woken FROM due d;
+    RETURN (SELECT count(*) FROM agent_queue.procrastinate_jobs j
+            WHERE j.lock = ANY (keys) AND j.status IN ('todo', 'doing'));
+END
+$$;
+REVOKE ALL ON FUNCTION agent_private.expedite_jobs(text[]) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION agent_private.expedite_jobs(text[]) TO agent_app;
+
+-- Have these sessions learned now rather than when they have been quiet, and tell how many are not learned yet.
+-- sessions: [identity]. Returns {waiting}.
+CREATE FUNCTION public.expedite_learning(sessions jsonb)
+RETURNS jsonb
+LANGUAGE sql SECURITY DEFINER
+SET search_path = pg_catalog, public, extensions, pg_temp
+AS $$
+    SELECT jsonb_build_object('waiting', agent_private.expedite_jobs(ARRAY(
+        SELECT agent_private.learning_key(s ->> 'tenant_id', s ->> 'user_id', s ->> 'session_id')
+        FROM jsonb_array_elements(sessions) AS s)));
+$$;
+
+-- The work of queue_state. Runs as its owner, because agent_app has no rights on the queue.
+CREATE FUNCTION agent_private.queue_state(the_queue text)
+RETURNS jsonb
+LANGUAGE sql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, agent_queue, pg_temp
+AS $$
+    SELECT jsonb_build_object(
+        'workers', (SELECT count(*) FROM agent_queue.procrastinate_workers WHERE last_heartbeat > now() - interval '30 seconds'),
+        'overdue_seconds', (SELECT coalesce(extract(epoch FROM now() - min(j.scheduled_at)), 0)
+                            FROM agent_queue.procrastinate_jobs j
+                            WHERE j.queue_name = the_queue AND j.status = 'todo' AND j.scheduled_at <= now()));
+$$;
+REVOKE ALL ON FUNCTION agent_private.queue_state(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION agent_private.queue_state(text) TO agent_app;
+
+-- How the queue of this process stands: {workers, overdue_seconds}; overdue is how long its oldest due job has waited.
+CREATE FUNCTION public.queue_state(the_queue text)
+RETURNS jsonb
+LANGUAGE sql SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+    SELECT agent_private.queue_state(the_queue);
+$$;

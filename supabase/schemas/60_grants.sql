@@ -1,0 +1,34 @@
+-- Who may call what. Everything belongs to agent_app; nothing is for anon.
+
+SELECT agent_private.publish(p.oid::regprocedure, 'private')
+FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+WHERE n.nspname = 'agent_private'
+  AND p.proname NOT IN ('publish', 'guard', 'enqueue_learning', 'forget_jobs', 'queue_status', 'expedite_jobs', 'queue_state');
+
+-- A user with a JWT may recall and search, record runs, and look after their own memories.
+SELECT agent_private.publish(f, 'user') FROM unnest(ARRAY[
+    'public.recall_context(jsonb, text, text[], integer, text, text)',
+    'public.match_memories(jsonb, text, integer, text, text)',
+    'public.record_run(jsonb, jsonb)',
+    'public.upsert_learning(jsonb, jsonb, integer)',
+    'public.upsert_learnings(jsonb, jsonb)',
+    'public.get_learning(jsonb, uuid)',
+    'public.get_learnings(jsonb, jsonb, integer, integer)',
+    'public.delete_learning(jsonb, uuid)',
+    'public.delete_learnings(jsonb, uuid[])',
+    'public.clear_learnings(jsonb, text)']::regprocedure[]) AS f;
+
+-- Learning, importing, listing over users and erasing are for servers.
+SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
+    'public.pending_learning(jsonb, integer, integer)',
+    'public.apply_learning(jsonb, text[], jsonb, bigint, jsonb)',
+    'public.expedite_learning(jsonb)',
+    'public.queue_state(text)',
+    'public.memories_without_embedding(jsonb, text, integer)',
+    'public.store_embeddings(jsonb, text, jsonb)',
+    'public.import_runs(jsonb, jsonb)',
+    'public.list_runs(jsonb, jsonb, integer, integer)',
+    'public.get_run(jsonb, text)',
+    'public.list_users(jsonb)',
+    'public.erase_user(jsonb)',
+    'public.learning_status(jsonb)']::regprocedure[]) AS f;
