@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import concurrent.futures
+import concurrent.futures.thread  # registers its own exit first: see portal()
 import contextvars
 import os
 import threading
@@ -32,11 +32,13 @@ class Portal:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
 
-    def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+    def submit(
+        self, work: Coroutine[Any, Any, T], *, context: contextvars.Context | None = None
+    ) -> concurrent.futures.Future[T]:
         """Start the work in the portal and return at once.
 
-        It runs in a fresh context: a caller's LangChain callbacks and configuration must not reach our own calls.
-        Cancelling the future cancels the work.
+        It runs in a fresh context unless one is given: a caller's LangChain callbacks and configuration must not reach
+        our own calls. Cancelling the future cancels the work.
         """
         result: concurrent.futures.Future[T] = concurrent.futures.Future()
 
@@ -62,7 +64,7 @@ class Portal:
             task.add_done_callback(deliver)
             result.add_done_callback(withdraw)
 
-        self.loop.call_soon_threadsafe(start, context=contextvars.Context())
+        self.loop.call_soon_threadsafe(start, context=context or contextvars.Context())
         return result
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -71,12 +73,12 @@ class Portal:
             return await work
         return await asyncio.wrap_future(self.submit(work))
 
-    def run_sync(self, work: Coroutine[Any, Any, T]) -> T:
+    def run_sync(self, work: Coroutine[Any, Any, T], *, context: contextvars.Context | None = None) -> T:
         """Do the work in the portal and wait for it in this thread."""
         if threading.current_thread() is self._thread:
             work.close()
             raise RuntimeError("the sync door was used inside the portal, where it would wait for itself")
-        return self.submit(work).result()
+        return self.submit(work, context=context).result()
 
     def at_exit(self, finish: Callable[[], None]) -> None:
         """Call `finish` when the interpreter exits, while the portal still runs."""
@@ -88,7 +90,9 @@ class Portal:
             self._at_exit.remove(finish)
 
     def _leave(self) -> None:
-        for finish in reversed(self._at_exit):
+        if self.pid != os.getpid():
+            return
+        for finish in list(reversed(self._at_exit)):
             finish()
         self._at_exit.clear()
 
@@ -104,5 +108,7 @@ def portal() -> Portal:
         with _lock:
             if _portal is None or _portal.pid != os.getpid():
                 _portal = Portal()
-                atexit.register(_portal._leave)
+                # Before the thread pools stop: without them no host name is resolved and no model is called. What is
+                # registered last runs first, and `atexit` would be too late.
+                getattr(threading, "_register_atexit", atexit.register)(_portal._leave)
     return _portal

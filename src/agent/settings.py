@@ -54,6 +54,9 @@ class Settings(BaseModel):
     openai_api_key: SecretStr | None = None
     """Set: extraction by a small OpenAI model and OpenAI's embeddings (`OPENAI_API_KEY`)."""
 
+    openai_base_url: str | None = None
+    """Address of a server that speaks OpenAI's protocol (`OPENAI_BASE_URL`). Default: OpenAI."""
+
     model: str | None = None
     """LangChain `provider:model` for extraction (`LEARNING_MODEL`); `none` turns it off. Default: OpenAI's small
     model where `OPENAI_API_KEY` is set, else none."""
@@ -162,6 +165,7 @@ _FIELD_OF_VARIABLE = {
     "SUPABASE_PUBLISHABLE_KEY": "supabase_anon_key",
     "SUPABASE_ACCESS_TOKEN": "supabase_access_token",
     "OPENAI_API_KEY": "openai_api_key",
+    "OPENAI_BASE_URL": "openai_base_url",
 } | {
     f"LEARNING_{name.upper()}": name
     for name in (

@@ -1921,6 +1921,78 @@ AS $$
     SELECT agent_private.queue_state(the_queue);
 $$;
 
+-- The work of retry_learning. Runs as its owner, because agent_app has no rights on the queue.
+CREATE FUNCTION agent_private.reorder_learning(identity jsonb, the_queue text, delay_seconds double precision, attempt integer)
+RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, agent_queue, pg_temp
+AS $$
+DECLARE
+    key text := agent_private.learning_key(identity ->> 'tenant_id', identity ->> 'user_id', identity ->> 'session_id');
+BEGIN
+    PERFORM agent_queue.procrastinate_defer_jobs_v1(ARRAY[ROW(
+        left(the_queue, 128), 'agent.learn_session', 0, key, key,
+        jsonb_build_object('identity', identity, 'first_at', clock_timestamp(), 'attempt', attempt),
+        clock_timestamp() + make_interval(secs => delay_seconds))::agent_queue.procrastinate_job_to_defer_v1]);
+    RETURN true;
+EXCEPTION WHEN unique_violation THEN
+    RETURN false;
+END
+$$;
+REVOKE ALL ON FUNCTION agent_private.reorder_learning(jsonb, text, double precision, integer) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION agent_private.reorder_learning(jsonb, text, double precision, integer) TO agent_app;
+
+-- The work of rescue_learning: a dead worker's job waits again, or goes where another job of its session waits already.
+-- Runs as its owner, because agent_app has no rights on the queue.
+CREATE FUNCTION agent_private.rescue_jobs(stalled_seconds double precision)
+RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, agent_queue, pg_temp
+AS $$
+DECLARE
+    stalled record;
+    rescued integer := 0;
+BEGIN
+    FOR stalled IN
+        SELECT j.id FROM agent_queue.procrastinate_jobs j
+        LEFT JOIN agent_queue.procrastinate_workers w ON w.id = j.worker_id
+        WHERE j.status = 'doing'
+          AND (w.id IS NULL OR w.last_heartbeat < now() - make_interval(secs => stalled_seconds))
+        FOR UPDATE OF j SKIP LOCKED
+    LOOP
+        BEGIN
+            UPDATE agent_queue.procrastinate_jobs j
+            SET status = 'todo', attempts = j.attempts + 1, scheduled_at = now(), worker_id = NULL, abort_requested = false
+            WHERE j.id = stalled.id;
+        EXCEPTION WHEN unique_violation THEN
+            DELETE FROM agent_queue.procrastinate_jobs j WHERE j.id = stalled.id;
+        END;
+        rescued := rescued + 1;
+    END LOOP;
+    RETURN rescued;
+END
+$$;
+REVOKE ALL ON FUNCTION agent_private.rescue_jobs(double precision) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION agent_private.rescue_jobs(double precision) TO agent_app;
+
+-- Order the learning of a session again after a failure, unless it is ordered already. Returns true where it was not.
+CREATE FUNCTION public.retry_learning(identity jsonb, the_queue text, delay_seconds double precision, attempt integer)
+RETURNS jsonb
+LANGUAGE sql SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+    SELECT to_jsonb(agent_private.reorder_learning(identity, the_queue, delay_seconds, attempt));
+$$;
+
+-- Give the jobs of workers without a heartbeat for so long to others. Returns how many.
+CREATE FUNCTION public.rescue_learning(stalled_seconds double precision)
+RETURNS jsonb
+LANGUAGE sql SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+    SELECT to_jsonb(agent_private.rescue_jobs(stalled_seconds));
+$$;
+
 -- ---- schemas/50_operations.sql
 
 -- The storage operations: get, list, write, delete and clear, each within one identity.
@@ -1948,8 +2020,9 @@ BEGIN
 END
 $$;
 
--- Several fields or memories in one transaction, all of them or none: [{action: write|retire, …}]. Returns receipts.
-CREATE FUNCTION public.upsert_learnings(identity jsonb, learnings jsonb)
+-- Several fields or memories in one transaction, all of them or none: [{action: write|retire, …}].
+-- limits: {store: greatest number of memories}. Returns receipts.
+CREATE FUNCTION public.upsert_learnings(identity jsonb, learnings jsonb, limits jsonb DEFAULT '{}')
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
@@ -1958,6 +2031,7 @@ DECLARE
     previous text[] := agent_private.enter(identity);
     learning jsonb;
     receipts jsonb := '[]';
+    stored record;
 BEGIN
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'nothing can be written for nobody: the identity has no tenant or no user');
@@ -1967,6 +2041,9 @@ BEGIN
             CASE WHEN learning ->> 'action' = 'retire' THEN agent_private.retire_memory(learning)
                  ELSE agent_private.write_memory(learning || jsonb_strip_nulls(jsonb_build_object(
                     'run_id', identity ->> 'run_id', 'source', coalesce(learning ->> 'source', 'api')))) END);
+    END LOOP;
+    FOR stored IN SELECT key AS name, value::integer AS memory_limit FROM jsonb_each_text(limits) LOOP
+        PERFORM agent_private.hold_to_limit(stored.name, stored.memory_limit);
     END LOOP;
     PERFORM agent_private.leave(previous);
     RETURN receipts;
@@ -2249,7 +2326,8 @@ GRANT EXECUTE ON FUNCTION agent_private.queue_status() TO agent_app;
 SELECT agent_private.publish(p.oid::regprocedure, 'private')
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
 WHERE n.nspname = 'agent_private'
-  AND p.proname NOT IN ('publish', 'guard', 'enqueue_learning', 'forget_jobs', 'queue_status', 'expedite_jobs', 'queue_state');
+  AND p.proname NOT IN ('publish', 'guard', 'enqueue_learning', 'forget_jobs', 'queue_status', 'expedite_jobs', 'queue_state',
+                        'reorder_learning', 'rescue_jobs');
 
 -- A user with a JWT may recall and search, record runs, and look after their own memories.
 SELECT agent_private.publish(f, 'user') FROM unnest(ARRAY[
@@ -2257,7 +2335,7 @@ SELECT agent_private.publish(f, 'user') FROM unnest(ARRAY[
     'public.match_memories(jsonb, text, integer, text, text)',
     'public.record_run(jsonb, jsonb)',
     'public.upsert_learning(jsonb, jsonb, integer)',
-    'public.upsert_learnings(jsonb, jsonb)',
+    'public.upsert_learnings(jsonb, jsonb, jsonb)',
     'public.get_learning(jsonb, uuid)',
     'public.get_learnings(jsonb, jsonb, integer, integer)',
     'public.delete_learning(jsonb, uuid)',
@@ -2270,6 +2348,8 @@ SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.apply_learning(jsonb, text[], jsonb, bigint, jsonb)',
     'public.expedite_learning(jsonb)',
     'public.queue_state(text)',
+    'public.retry_learning(jsonb, text, double precision, integer)',
+    'public.rescue_learning(double precision)',
     'public.memories_without_embedding(jsonb, text, integer)',
     'public.store_embeddings(jsonb, text, jsonb)',
     'public.import_runs(jsonb, jsonb)',

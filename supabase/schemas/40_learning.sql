@@ -206,3 +206,75 @@ SET search_path = pg_catalog, public, pg_temp
 AS $$
     SELECT agent_private.queue_state(the_queue);
 $$;
+
+-- The work of retry_learning. Runs as its owner, because agent_app has no rights on the queue.
+CREATE FUNCTION agent_private.reorder_learning(identity jsonb, the_queue text, delay_seconds double precision, attempt integer)
+RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, agent_queue, pg_temp
+AS $$
+DECLARE
+    key text := agent_private.learning_key(identity ->> 'tenant_id', identity ->> 'user_id', identity ->> 'session_id');
+BEGIN
+    PERFORM agent_queue.procrastinate_defer_jobs_v1(ARRAY[ROW(
+        left(the_queue, 128), 'agent.learn_session', 0, key, key,
+        jsonb_build_object('identity', identity, 'first_at', clock_timestamp(), 'attempt', attempt),
+        clock_timestamp() + make_interval(secs => delay_seconds))::agent_queue.procrastinate_job_to_defer_v1]);
+    RETURN true;
+EXCEPTION WHEN unique_violation THEN
+    RETURN false;
+END
+$$;
+REVOKE ALL ON FUNCTION agent_private.reorder_learning(jsonb, text, double precision, integer) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION agent_private.reorder_learning(jsonb, text, double precision, integer) TO agent_app;
+
+-- The work of rescue_learning: a dead worker's job waits again, or goes where another job of its session waits already.
+-- Runs as its owner, because agent_app has no rights on the queue.
+CREATE FUNCTION agent_private.rescue_jobs(stalled_seconds double precision)
+RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, agent_queue, pg_temp
+AS $$
+DECLARE
+    stalled record;
+    rescued integer := 0;
+BEGIN
+    FOR stalled IN
+        SELECT j.id FROM agent_queue.procrastinate_jobs j
+        LEFT JOIN agent_queue.procrastinate_workers w ON w.id = j.worker_id
+        WHERE j.status = 'doing'
+          AND (w.id IS NULL OR w.last_heartbeat < now() - make_interval(secs => stalled_seconds))
+        FOR UPDATE OF j SKIP LOCKED
+    LOOP
+        BEGIN
+            UPDATE agent_queue.procrastinate_jobs j
+            SET status = 'todo', attempts = j.attempts + 1, scheduled_at = now(), worker_id = NULL, abort_requested = false
+            WHERE j.id = stalled.id;
+        EXCEPTION WHEN unique_violation THEN
+            DELETE FROM agent_queue.procrastinate_jobs j WHERE j.id = stalled.id;
+        END;
+        rescued := rescued + 1;
+    END LOOP;
+    RETURN rescued;
+END
+$$;
+REVOKE ALL ON FUNCTION agent_private.rescue_jobs(double precision) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION agent_private.rescue_jobs(double precision) TO agent_app;
+
+-- Order the learning of a session again after a failure, unless it is ordered already. Returns true where it was not.
+CREATE FUNCTION public.retry_learning(identity jsonb, the_queue text, delay_seconds double precision, attempt integer)
+RETURNS jsonb
+LANGUAGE sql SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+    SELECT to_jsonb(agent_private.reorder_learning(identity, the_queue, delay_seconds, attempt));
+$$;
+
+-- Give the jobs of workers without a heartbeat for so long to others. Returns how many.
+CREATE FUNCTION public.rescue_learning(stalled_seconds double precision)
+RETURNS jsonb
+LANGUAGE sql SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+    SELECT to_jsonb(agent_private.rescue_jobs(stalled_seconds));
+$$;

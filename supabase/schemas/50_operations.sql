@@ -23,8 +23,9 @@ BEGIN
 END
 $$;
 
--- Several fields or memories in one transaction, all of them or none: [{action: write|retire, …}]. Returns receipts.
-CREATE FUNCTION public.upsert_learnings(identity jsonb, learnings jsonb)
+-- Several fields or memories in one transaction, all of them or none: [{action: write|retire, …}].
+-- limits: {store: greatest number of memories}. Returns receipts.
+CREATE FUNCTION public.upsert_learnings(identity jsonb, learnings jsonb, limits jsonb DEFAULT '{}')
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
@@ -33,6 +34,7 @@ DECLARE
     previous text[] := agent_private.enter(identity);
     learning jsonb;
     receipts jsonb := '[]';
+    stored record;
 BEGIN
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'nothing can be written for nobody: the identity has no tenant or no user');
@@ -42,6 +44,9 @@ BEGIN
             CASE WHEN learning ->> 'action' = 'retire' THEN agent_private.retire_memory(learning)
                  ELSE agent_private.write_memory(learning || jsonb_strip_nulls(jsonb_build_object(
                     'run_id', identity ->> 'run_id', 'source', coalesce(learning ->> 'source', 'api')))) END);
+    END LOOP;
+    FOR stored IN SELECT key AS name, value::integer AS memory_limit FROM jsonb_each_text(limits) LOOP
+        PERFORM agent_private.hold_to_limit(stored.name, stored.memory_limit);
     END LOOP;
     PERFORM agent_private.leave(previous);
     RETURN receipts;

@@ -3,7 +3,8 @@
 SELECT agent_private.publish(p.oid::regprocedure, 'private')
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
 WHERE n.nspname = 'agent_private'
-  AND p.proname NOT IN ('publish', 'guard', 'enqueue_learning', 'forget_jobs', 'queue_status', 'expedite_jobs', 'queue_state');
+  AND p.proname NOT IN ('publish', 'guard', 'enqueue_learning', 'forget_jobs', 'queue_status', 'expedite_jobs', 'queue_state',
+                        'reorder_learning', 'rescue_jobs');
 
 -- A user with a JWT may recall and search, record runs, and look after their own memories.
 SELECT agent_private.publish(f, 'user') FROM unnest(ARRAY[
@@ -11,7 +12,7 @@ SELECT agent_private.publish(f, 'user') FROM unnest(ARRAY[
     'public.match_memories(jsonb, text, integer, text, text)',
     'public.record_run(jsonb, jsonb)',
     'public.upsert_learning(jsonb, jsonb, integer)',
-    'public.upsert_learnings(jsonb, jsonb)',
+    'public.upsert_learnings(jsonb, jsonb, jsonb)',
     'public.get_learning(jsonb, uuid)',
     'public.get_learnings(jsonb, jsonb, integer, integer)',
     'public.delete_learning(jsonb, uuid)',
@@ -24,6 +25,8 @@ SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.apply_learning(jsonb, text[], jsonb, bigint, jsonb)',
     'public.expedite_learning(jsonb)',
     'public.queue_state(text)',
+    'public.retry_learning(jsonb, text, double precision, integer)',
+    'public.rescue_learning(double precision)',
     'public.memories_without_embedding(jsonb, text, integer)',
     'public.store_embeddings(jsonb, text, jsonb)',
     'public.import_runs(jsonb, jsonb)',

@@ -7,6 +7,7 @@ import time
 from typing import Any, LiteralString, cast
 from urllib.parse import urlsplit
 
+import orjson
 import psycopg
 from psycopg import sql
 from psycopg.types.json import set_json_loads
@@ -144,13 +145,7 @@ class PostgresDatabase:
 
 
 async def _configure(connection: psycopg.AsyncConnection[Any]) -> None:
-    set_json_loads(_loads, connection)
-
-
-def _loads(document: str | bytes) -> Any:
-    import orjson
-
-    return orjson.loads(document)
+    set_json_loads(orjson.loads, connection)
 
 
 def describe(url: str) -> str:

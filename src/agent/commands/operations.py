@@ -1,0 +1,180 @@
+"""`agent migrate` and `agent worker`."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agent.commands.options import EXIT_CODES, JsonOption, settings
+from agent.commands.output import remark, say, say_json
+
+if TYPE_CHECKING:
+    from agent.database.migrations import MigrationState
+    from agent.learning.machine import LearningMachine
+
+_MIGRATE_EPILOG = (
+    "Exit codes: 0 the database is at the level of this package, 1 it is not or cannot be brought there, "
+    "2 wrong usage."
+)
+
+
+@asynccontextmanager
+async def postgres_url() -> AsyncIterator[str]:
+    """Address of the Postgres of the settings; the embedded one is started, and held until the end.
+
+    Raises:
+        ConfigurationError: only Supabase's web address is known.
+    """
+    from agent.errors import ConfigurationError
+
+    chosen = settings()
+    if chosen.database_url is not None:
+        yield chosen.database_url.get_secret_value()
+    elif chosen.supabase_url is not None:
+        raise ConfigurationError(
+            "this needs a connection to Postgres and only SUPABASE_URL is set: the web interface runs storage "
+            "functions and no others. Set DATABASE_URL to the project's connection string (Connect in Supabase's "
+            "dashboard: direct or session mode, port 5432)"
+        )
+    else:
+        from agent.database.embedded import start_embedded
+
+        server = await asyncio.to_thread(start_embedded, chosen.data_dir)
+        try:
+            yield server.url()
+        finally:
+            await asyncio.to_thread(server.release)
+
+
+def migrate(
+    check: Annotated[bool, typer.Option("--check", help="Change nothing, only tell.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring the database's schema to the level of this package. Again, or from many places at once, does no harm."""
+    if check:
+        _check(asyncio.run(_read_state(raises=not as_json)), as_json=as_json)
+        return
+
+    async def work() -> tuple[tuple[str, ...], tuple[str, ...]]:
+        from agent.database.migrations import migrate as apply
+
+        async with postgres_url() as url:
+            report = await apply(url)
+            return report.applied, report.already_there
+
+    applied, already_there = asyncio.run(work())
+    if as_json:
+        say_json({"applied": applied, "already_there": already_there})
+    elif applied:
+        for name in applied:
+            say(f"applied {name}")
+    else:
+        say(f"Nothing to do: all {len(already_there)} migrations are there.")
+
+
+async def _read_state(*, raises: bool) -> MigrationState:
+    from agent.database import migrations
+
+    async with postgres_url() as url:
+        return await (migrations.check(url) if raises else migrations.read_state(url))
+
+
+def _check(state: MigrationState, *, as_json: bool) -> None:
+    if as_json:
+        say_json(
+            {
+                "is_current": state.is_current,
+                "applied": state.applied,
+                "pending": state.pending,
+                "edited": state.edited,
+                "unknown": state.unknown,
+            }
+        )
+    else:
+        say(f"All {len(state.applied)} migrations are there.")
+    if not state.is_current:
+        raise typer.Exit(1)
+
+
+def worker(
+    machine: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE:NAME",
+            help="A LearningMachine of yours, where it differs from the default; may be given again. The first also "
+            "learns what no other claims.",
+        ),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=100, help="Sessions learned at the same time.")] = 4,
+) -> None:
+    """Learn what agents record, until SIGTERM or Ctrl-C; the sessions at hand are finished first.
+
+    Any number of workers may run, on any number of machines. They need a connection to Postgres.
+    """
+    from agent.jobs import run_workers
+    from agent.learning.machine import LearningMachine
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.getLogger("agent.events").setLevel(logging.INFO)
+    machines = [_machine(named) for named in machine or ()] or [LearningMachine(settings=settings())]
+
+    async def work() -> None:
+        await machines[0].queue_url()  # refused here where there is no Postgres
+        # Refused here, in one line, where the schema is missing or the login may not work on it.
+        await _first_call(machines[0])
+        remark(f"Working with {len(machines)} machine(s), {concurrency} sessions at a time. Ctrl-C ends it.")
+        try:
+            await run_workers(machines, concurrency=concurrency)
+        finally:
+            for one in machines:
+                await one.aclose()
+        remark("The worker has left.")
+
+    asyncio.run(work())
+
+
+async def _first_call(machine: LearningMachine) -> None:
+    from agent.portal import portal
+
+    await portal().run(machine.database.call("queue_state", the_queue=machine.queue))
+
+
+def _machine(named: str) -> LearningMachine:
+    from agent.learning.machine import LearningMachine
+
+    module_name, _, attribute = named.partition(":")
+    if not module_name or not attribute:
+        raise typer.BadParameter(f"{named!r} is not of the form module:name", param_hint="'--machine'")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # theirs, and their traceback says where
+        raise typer.BadParameter(
+            f"there is no module {module_name!r} in {here!r} or among the installed packages",
+            param_hint="'--machine'",
+        ) from None
+    found = getattr(module, attribute, None)
+    if not isinstance(found, LearningMachine):
+        raise typer.BadParameter(
+            f"{attribute!r} of {module_name!r} is {type(found).__name__}, not a LearningMachine",
+            param_hint="'--machine'",
+        )
+    return found
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register these commands."""
+    app.command(epilog=_MIGRATE_EPILOG)(migrate)
+    app.command(epilog=EXIT_CODES)(worker)

@@ -1,0 +1,109 @@
+"""What commands print: tables on a terminal, tab-separated lines in a pipe, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def is_terminal() -> bool:
+    """Whether a person reads standard output."""
+    return sys.stdout.isatty()
+
+
+def say(text: str = "") -> None:
+    """One line of the result."""
+    print(text)  # the program's own output
+
+
+def remark(text: str) -> None:
+    """One line that is no result: notes and errors, on standard error."""
+    print(text, file=sys.stderr)
+
+
+def say_json(value: Any) -> None:
+    """The result for programs; nothing else may be on standard output then."""
+    is_unicode = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
+    print(json.dumps(value, ensure_ascii=not is_unicode, indent=2, default=str))
+
+
+def inert(text: Any) -> str:
+    """The text without characters that steer a terminal; line ends and tabs stay."""
+    return _CONTROL.sub("\ufffd", str(text).replace("\r\n", "\n"))
+
+
+def one_line(text: Any, width: int | None = None) -> str:
+    """The text with all white space made single spaces, cut to a width."""
+    line = " ".join(inert(text).split())
+    return line if width is None or len(line) <= width else f"{line[: max(width - 1, 0)]}…"
+
+
+def short_id(identifier: str) -> str:
+    """The first characters of an id, as tables show it; commands take it back where it is unambiguous."""
+    return identifier[:8]
+
+
+def local_time(timestamp: str | None) -> str:
+    """A timestamp of the database as a person reads it, in the time zone of this machine."""
+    return datetime.fromisoformat(timestamp).astimezone().strftime("%Y-%m-%d %H:%M") if timestamp else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of a table on a terminal."""
+
+    title: str
+    is_wide: bool = False
+    """Takes the room that is left, and may use several lines."""
+    is_number: bool = False
+    style: str = ""
+
+
+def print_table(
+    columns: Sequence[Column], rows: Iterable[Sequence[str]], *, title: str | None = None
+) -> None:
+    """A table; for terminals only."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False, expand=False
+    )
+    for column in columns:
+        table.add_column(
+            Text(column.title),
+            ratio=1 if column.is_wide else None,
+            no_wrap=not column.is_wide,
+            overflow="fold",
+            justify="right" if column.is_number else "left",
+            style=column.style,
+        )
+    for row in rows:
+        table.add_row(*(Text(inert(cell)) for cell in row))  # Text: what a log says must not become markup
+    Console().print(table)
+
+
+def print_lines(rows: Iterable[Sequence[Any]]) -> None:
+    """Tab-separated lines without a heading, one row each; for pipes."""
+    for row in rows:
+        say("\t".join(one_line("" if cell is None else cell) for cell in row))
+
+
+def heading(text: str) -> None:
+    """A line that begins a part of a longer result."""
+    if is_terminal():
+        from rich.console import Console
+        from rich.text import Text
+
+        Console().print(Text(text, style="bold"))
+    else:
+        say(text)

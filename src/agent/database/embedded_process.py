@@ -1,0 +1,227 @@
+"""The server's process: started apart from ours, found again by what it wrote, stopped in order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.database.embedded_place import INSTEAD, Place, postgres_programs
+from agent.errors import OperatorError
+
+START_SECONDS_MAX = 120.0  # recovery after a power cut reads at most `max_wal_size`
+POLL_SECONDS = 0.01
+_STOP_SECONDS_MAX = 30.0
+_DEFAULT_PORT = 5432  # without TCP only a part of the socket's name
+_LOG_BYTES_MAX = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A server that accepts connections, as its own `postmaster.pid` tells."""
+
+    process_id: int
+    port: int
+    socket_folder: str
+    has_tcp: bool
+
+    def serves(self, tcp_port: int | None) -> bool:
+        return tcp_port is None or (self.has_tcp and tcp_port in (0, self.port))
+
+    @property
+    def socket_exists(self) -> bool:
+        return Path(self.socket_folder, f".s.PGSQL.{self.port}").exists()
+
+
+def launch(place: Place, tcp_port: int | None, settings: Mapping[str, str]) -> Running:
+    programs = postgres_programs(place.account)
+    socket_folder = place.socket_folder()
+    deadline = time.monotonic() + START_SECONDS_MAX
+    while True:
+        port = (tcp_port or _free_port()) if tcp_port is not None else _DEFAULT_PORT
+        given = {
+            **settings,
+            "listen_addresses": "127.0.0.1" if tcp_port is not None else "",
+            "port": str(port),
+            "unix_socket_directories": str(socket_folder),
+            "unix_socket_permissions": "0700",
+        }
+        options = [part for name, value in given.items() for part in ("-c", f"{name}={value}")]
+        written = _spawn(place, [str(programs / "postgres"), "-D", str(place.cluster), *options])
+        running = find_running(place)
+        if running is not None:
+            return running
+        said = _log_since(place, written)
+        # The helpers of a server that was killed need a moment to notice it.
+        may_pass = "still in use" in said or ("Address already in use" in said and tcp_port == 0)
+        if not may_pass or time.monotonic() > deadline:
+            raise OperatorError(start_failure(place, said, "started", tcp_port))
+        time.sleep(0.1)
+
+
+def _spawn(place: Place, command: list[str]) -> int:
+    """Start the server apart from this process and wait until it can be asked. Returns where its log begins."""
+    log = os.open(place.log, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        written = os.fstat(log).st_size
+        if written > _LOG_BYTES_MAX:
+            os.ftruncate(log, 0)
+            written = 0
+        # A session of its own: neither Ctrl-C nor the end of this process reaches it. The shell leaves at once, so
+        # that it is nobody's child.
+        started = subprocess.run(
+            ["/bin/sh", "-c", '"$@" </dev/null >&2 & echo $!', "sh", *command], stdout=subprocess.PIPE, stderr=log,
+            cwd="/", env=server_environment(), umask=0o077, start_new_session=True, timeout=60, check=True,
+            **place.account.subprocess_arguments(),
+        )  # fmt: skip
+    finally:
+        os.close(log)
+    process_id = int(started.stdout)
+    deadline = time.monotonic() + START_SECONDS_MAX
+    while _is_alive(process_id):
+        if _read_postmaster(place)[:1] == [str(process_id)] and _status(place) not in ("", "starting"):
+            break
+        if time.monotonic() > deadline:
+            raise OperatorError(
+                f"the embedded database at {str(place.home)!r} has been starting for {START_SECONDS_MAX:.0f} seconds: "
+                f"it is repairing itself after a crash, or the disk is very slow. See {str(place.log)!r} and try again."
+            )
+        time.sleep(POLL_SECONDS)
+    return written
+
+
+def find_running(place: Place) -> Running | None:
+    """The server of this place, left by whomever, once it accepts connections. Call with the main lock held."""
+    deadline = time.monotonic() + START_SECONDS_MAX
+    while True:
+        lines = _read_postmaster(place)
+        if not lines:
+            return None
+        process_id = abs(int(lines[0]))
+        if not is_our_postgres(process_id, place):
+            if _is_alive(process_id):
+                # The server was killed and its number went to another program, which Postgres would take for it.
+                with suppress(FileNotFoundError):
+                    (place.cluster / "postmaster.pid").unlink()
+            return None
+        if _status(place) == "ready":
+            return Running(
+                process_id=process_id,
+                port=int(lines[3]),
+                socket_folder=lines[4].strip(),
+                has_tcp=bool(lines[5].strip()),
+            )
+        if time.monotonic() > deadline:
+            raise OperatorError(
+                f"the embedded database at {str(place.home)!r} (process {process_id}) has been starting or stopping "
+                f"for {START_SECONDS_MAX:.0f} seconds. See {str(place.log)!r}; wait, or end that process."
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def stop(place: Place, process_id: int) -> None:
+    """End it in order: connections are closed and everything is on disk when this returns."""
+    for order, seconds in ((signal.SIGINT, _STOP_SECONDS_MAX), (signal.SIGQUIT, 10.0)):
+        with suppress(ProcessLookupError):
+            os.kill(process_id, order)
+        deadline = time.monotonic() + seconds
+        while is_our_postgres(process_id, place):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(POLL_SECONDS)
+        else:
+            return
+    raise OperatorError(
+        f"the embedded database at {str(place.home)!r} (process {process_id}) does not stop; end it by hand"
+    )
+
+
+def _read_postmaster(place: Place) -> list[str]:
+    """Lines of `postmaster.pid`: process, data folder, start time, port, socket folder, address, memory, status."""
+    try:
+        text = (place.cluster / "postmaster.pid").read_text(encoding="utf-8", errors="surrogateescape")
+    except FileNotFoundError:
+        return []
+    return text.splitlines()
+
+
+def _status(place: Place) -> str:
+    lines = _read_postmaster(place)
+    return lines[7].strip() if len(lines) > 7 else ""
+
+
+def is_our_postgres(process_id: int, place: Place) -> bool:
+    if not _is_alive(process_id):
+        return False
+    try:
+        arguments = Path(f"/proc/{process_id}/cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        if Path("/proc/self/cmdline").exists():
+            return False
+        asked = subprocess.run(
+            ["/bin/ps", "-ww", "-o", "command=", "-p", str(process_id)],
+            check=False,
+            capture_output=True,
+            timeout=10,
+        )
+        return b"postgres" in asked.stdout and os.fsencode(place.cluster) in asked.stdout
+    return (
+        b"-D" in arguments and os.fsencode(place.cluster) in arguments
+    )  # nothing at all for a dead one not yet reaped
+
+
+def _is_alive(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        # A dead one that its parent has not asked about: in a container the first process may never ask.
+        state = Path(f"/proc/{process_id}/stat").read_bytes().rpartition(b") ")[2][:1]
+    except (FileNotFoundError, ProcessLookupError):
+        return not Path("/proc/self/stat").exists()
+    return state not in (b"Z", b"X")
+
+
+def server_environment() -> dict[str, str]:
+    # Neither keys of the caller nor its PG… variables reach the server.
+    return {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _log_since(place: Place, written: int) -> str:
+    with place.log.open("rb") as file:
+        file.seek(written)
+        return file.read().decode("utf-8", errors="replace")
+
+
+def start_failure(place: Place, said: str, what: str, tcp_port: int | None = None) -> str:
+    lines = [
+        line
+        for line in said.strip().splitlines()
+        if any(word in line for word in ("FATAL", "error:", "PANIC"))
+    ]
+    last = (lines or said.strip().splitlines() or ["it said nothing"])[-1]
+    if "Address already in use" in said and tcp_port:
+        step = f"Port {tcp_port} is taken: end the program that has it, or ask for another (0: any free one)."
+    elif "No space left on device" in said:
+        step = "The disk is full: make room and try again."
+    elif "Read-only file system" in said or "Permission denied" in said:
+        step = f"Set LEARNING_DATA_DIR to a folder that can be written, {INSTEAD}."
+    else:
+        step = f"Its log is {str(place.log)!r}. Try again, {INSTEAD}."
+    return f"the embedded database in {str(place.home)!r} could not be {what}: {last}. {step}"

@@ -1,0 +1,194 @@
+"""The queue and its workers (procrastinate) and the clock beside them (APScheduler) (D7)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import procrastinate
+import psycopg
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+
+from agent.errors import ConfigurationError, ConflictError, DatabaseUnavailable, LearningError, ModelError
+from agent.events import emit
+from agent.identity import Identity
+
+if TYPE_CHECKING:
+    from agent.learning.machine import LearningMachine
+
+LEARN_SESSION = "agent.learn_session"
+DEFAULT_QUEUE = "learning"
+_ATTEMPTS_MAX = 6
+_RETRY_SECONDS = 10.0
+_HEARTBEATS_BEFORE_STALLED = 3
+_SPOOL_INTERVAL = timedelta(seconds=15)
+_FETCH_INTERVAL_SECONDS = 1.0
+
+_logger = logging.getLogger(__name__)
+
+
+async def learn_session(machine: LearningMachine, identity: Identity, attempt: int) -> None:
+    """Learn what waits in one session; order it again, later, where that failed for a reason that may pass.
+
+    Raises:
+        LearningError: it failed for good; the runs go on waiting for the next run of their session.
+    """
+    try:
+        await machine.learn_session(identity)
+    except (ModelError, ConflictError, DatabaseUnavailable) as error:
+        if attempt >= _ATTEMPTS_MAX:
+            emit("learning_failed", **identity.as_json(), attempts=attempt, error=str(error))
+            raise
+        delay = _RETRY_SECONDS * 2 ** (attempt - 1)
+        emit("learning_attempt_failed", **identity.as_json(), attempt=attempt, next_in_seconds=delay, error=str(error))
+        await machine.database.call(
+            "retry_learning", identity, the_queue=machine.queue, delay_seconds=delay, attempt=attempt + 1
+        )
+    except LearningError as error:
+        emit("learning_failed", **identity.as_json(), attempts=attempt, error=str(error))
+        raise
+
+
+@contextlib.asynccontextmanager
+async def queue_app(url: str, machines: Sequence[LearningMachine]) -> AsyncIterator[procrastinate.App]:
+    """The queue of a database, with the task that learns; a job goes to the machine of its queue, else to the first."""
+    by_queue = {machine.queue: machine for machine in machines}
+
+    async def configure(connection: psycopg.AsyncConnection[Any]) -> None:
+        await connection.execute("SET search_path = agent_queue, public, extensions, pg_catalog")
+        await connection.commit()
+
+    connector = procrastinate.PsycopgConnector(
+        conninfo=url,
+        configure=configure,
+        min_size=1,
+        max_size=4,
+        kwargs={"connect_timeout": 5},
+        name="agent-queue",
+    )
+    app = procrastinate.App(connector=connector)
+
+    @app.task(name=LEARN_SESSION, queue=DEFAULT_QUEUE, pass_context=True)
+    async def learn(
+        context: procrastinate.JobContext, identity: dict[str, str], first_at: str = "", attempt: int = 1
+    ) -> None:
+        machine = by_queue.get(context.job.queue) or machines[0]
+        await learn_session(machine, Identity.from_json(identity), attempt)
+
+    async with app.open_async():
+        yield app
+
+
+class Worker:
+    """Takes jobs of some queues and does them with the machines given, until it is stopped.
+
+    Beside it a clock gives the jobs of dead workers to the living and delivers spooled runs.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        machines: Sequence[LearningMachine],
+        *,
+        queues: Sequence[str] | None,
+        concurrency: int,
+        stalled_after: timedelta,
+    ) -> None:
+        if not machines:
+            raise ConfigurationError("a worker needs at least one LearningMachine")
+        if concurrency < 1:
+            raise ConfigurationError(f"concurrency={concurrency!r} must be at least 1")
+        self._url = url
+        self._machines = machines
+        self._queues = queues
+        self._concurrency = concurrency
+        self._stalled_after = stalled_after
+
+    async def run(self) -> None:
+        """Work until cancelled; the jobs at hand are finished first."""
+        heartbeat = self._stalled_after.total_seconds() / _HEARTBEATS_BEFORE_STALLED
+        async with queue_app(self._url, self._machines) as app:
+            clock = AsyncIOScheduler(timezone="UTC")
+            interval = max(self._stalled_after.total_seconds() / 2, 0.5)
+            clock.add_job(self._rescue, "interval", seconds=interval, max_instances=1, coalesce=True)
+            clock.add_job(
+                self._deliver, "interval", seconds=_SPOOL_INTERVAL.total_seconds(), max_instances=1, coalesce=True
+            )
+            await self._rescue()
+            await self._deliver()
+            clock.start()
+            try:
+                await app.run_worker_async(
+                    queues=list(self._queues) if self._queues is not None else None,
+                    concurrency=self._concurrency,
+                    install_signal_handlers=False,
+                    fetch_job_polling_interval=_FETCH_INTERVAL_SECONDS,
+                    update_heartbeat_interval=heartbeat,
+                    stalled_worker_timeout=self._stalled_after.total_seconds(),
+                    delete_jobs="successful",
+                )
+            finally:
+                clock.shutdown(wait=False)
+
+    async def _rescue(self) -> None:
+        try:
+            rescued = await self._machines[0].database.call(
+                "rescue_learning", stalled_seconds=self._stalled_after.total_seconds()
+            )
+        except DatabaseUnavailable:
+            return  # the next tick tries again
+        if rescued:
+            emit("jobs_rescued", jobs=rescued)
+
+    async def _deliver(self) -> None:
+        for machine in self._machines:
+            await machine.recorder.deliver_spooled()
+
+
+async def run_forever(worker: Worker) -> None:
+    """Run a worker and start it again when the database comes back after it was away."""
+    pause = 1.0
+    while True:
+        started = asyncio.get_running_loop().time()
+        try:
+            await worker.run()
+            reason = "it stopped by itself"
+        except (psycopg.OperationalError, procrastinate.exceptions.ConnectorException, DatabaseUnavailable) as error:
+            reason = type(error).__name__
+        if asyncio.get_running_loop().time() - started > 60:
+            pause = 1.0
+        emit("worker_database_unavailable", reason=reason, again_in_seconds=pause)
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 30.0)
+
+
+async def run_workers(machines: Sequence[LearningMachine], *, concurrency: int = 4) -> None:
+    """What `agent worker` does: work for all queues until SIGTERM or SIGINT, finish the jobs at hand, leave.
+
+    Raises:
+        ConfigurationError: the machines have no Postgres to work on.
+    """
+    machine = machines[0]
+    worker = Worker(
+        await machine.queue_url(),
+        machines,
+        queues=None,
+        concurrency=concurrency,
+        stalled_after=machine.settings.stalled_after,
+    )
+    task = asyncio.ensure_future(run_forever(worker))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        _logger.info("worker left on request")
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

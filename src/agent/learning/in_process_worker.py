@@ -1,0 +1,196 @@
+"""The small worker inside a process, so that one line of code is enough to learn."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from agent.database.supabase import SupabaseDatabase
+from agent.errors import DatabaseUnavailable, LearningError
+from agent.events import emit
+from agent.identity import Identity
+from agent.portal import portal
+from agent.settings import WorkerMode
+
+if TYPE_CHECKING:
+    from agent.learning.machine import LearningMachine
+
+_OVERDUE_SECONDS = 10.0
+"""In `auto` mode: how late the worker elsewhere may be before this process helps itself."""
+_LOOK_SECONDS = 5.0
+_POLL_SECONDS = 0.05
+
+
+class InProcessWorker:
+    """Learns what this process recorded, unless another worker is alive and does. Runs in the portal.
+
+    Over Supabase's web interface there is no queue to work on: what this process recorded is then learned by it
+    directly, and the orders in the queue are found done by whatever worker comes along.
+    """
+
+    def __init__(self, machine: LearningMachine) -> None:
+        self._machine = machine
+        self._sessions: dict[tuple[str, str | None, str | None], Identity] = {}
+        self._generations: dict[tuple[str, str | None, str | None], int] = {}
+        self._timers: dict[tuple[str, str | None, str | None], asyncio.TimerHandle] = {}
+        self._watching: asyncio.Task[None] | None = None
+        self._working: asyncio.Task[None] | None = None
+        self._learning: set[asyncio.Task[None]] = set()
+        self._registered = False
+
+    async def recorded(self, identity: Identity) -> None:
+        """Take note of a run that was recorded or spooled here."""
+        if self._machine.settings.worker is WorkerMode.OFF:
+            return
+        key = _key(identity)
+        self._sessions[key] = identity
+        self._generations[key] = self._generations.get(key, 0) + 1
+        await self.start()
+        # A user's token may not learn: then a server's worker does.
+        if isinstance(self._machine.database, SupabaseDatabase) and self._machine.claimed_identity is None:
+            self._learn_after_quiet(key)
+
+    async def start(self) -> None:
+        """Be ready to learn, and start working where nobody else does."""
+        if self._machine.settings.worker is WorkerMode.OFF:
+            return
+        if not self._registered:
+            self._registered = True
+            portal().at_exit(self._finish)
+        if not isinstance(self._machine.database, SupabaseDatabase) and (
+            self._watching is None or self._watching.done()
+        ):
+            self._watching = asyncio.create_task(self._watch())
+
+    def generation(self, identity: Identity) -> int:
+        """How often something of this session was recorded here; to be handed to `learned`."""
+        return self._generations.get(_key(identity), 0)
+
+    def learned(self, identity: Identity, generation: int) -> None:
+        """A session has nothing left to learn, unless more was recorded since that generation was read."""
+        if self.generation(identity) == generation:
+            self._sessions.pop(_key(identity), None)
+            self._generations.pop(_key(identity), None)
+
+    def _learn_after_quiet(self, key: tuple[str, str | None, str | None]) -> None:
+        if key in self._timers:
+            self._timers[key].cancel()
+        quiet = self._machine.settings.quiet_period.total_seconds()
+        self._timers[key] = asyncio.get_running_loop().call_later(quiet, self._start_learning, key)
+
+    def _start_learning(self, key: tuple[str, str | None, str | None]) -> None:
+        self._timers.pop(key, None)
+        task = asyncio.create_task(self._learn_directly(key))
+        self._learning.add(task)
+        task.add_done_callback(self._learning.discard)
+
+    async def _learn_directly(self, key: tuple[str, str | None, str | None]) -> None:
+        identity = self._sessions.get(key)
+        if identity is None:
+            return
+        try:
+            await self._machine.recorder.deliver_spooled()
+            await self._machine.learn_session(identity)
+        except LearningError as error:
+            emit("learning_failed", **identity.as_json(), error=str(error))
+
+    async def _watch(self) -> None:
+        """Start working when nobody else does; look again from time to time."""
+        while self._working is None or self._working.done():
+            if self._machine.settings.worker is WorkerMode.INSIDE or not await self._another_works():
+                self._working = asyncio.create_task(self._work())
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _another_works(self) -> bool:
+        try:
+            state = await self._machine.database.call("queue_state", the_queue=self._machine.queue)
+        except LearningError:
+            return True  # not now; the next look may tell
+        return state["workers"] > 0 and state["overdue_seconds"] < _OVERDUE_SECONDS
+
+    async def _work(self) -> None:
+        from agent.jobs import Worker, run_forever
+
+        try:
+            worker = Worker(
+                await self._machine.queue_url(),
+                [self._machine],
+                queues=[self._machine.queue],
+                concurrency=2,
+                stalled_after=self._machine.settings.stalled_after,
+            )
+            await run_forever(worker)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # the owner of this task is nobody's caller: what ends it must be heard
+            emit("worker_failed", error=f"{type(error).__name__}: {error}")
+
+    async def drain(self, timeout: timedelta) -> bool:
+        """See `LearningMachine.drain`."""
+        try:
+            async with asyncio.timeout(timeout.total_seconds()):
+                await self._machine.recorded_all()
+                if isinstance(self._machine.database, SupabaseDatabase):
+                    return await self._drain_directly()
+                return await self._drain_queue()
+        except TimeoutError:
+            return False
+
+    async def _drain_directly(self) -> bool:
+        if self._machine.claimed_identity is not None:
+            await self._machine.recorder.deliver_spooled()
+            return not self._sessions
+        for key in list(self._sessions):
+            if key in self._timers:
+                self._timers.pop(key).cancel()
+            await self._learn_directly(key)
+        await asyncio.gather(*self._learning)
+        return not self._sessions
+
+    async def _drain_queue(self) -> bool:
+        while True:
+            try:
+                await self._machine.recorder.deliver_spooled()
+                sessions = [identity.as_json() for identity in self._sessions.values()]
+                if not sessions and not self._machine.recorder.spool.count():
+                    return True
+                state = await self._machine.database.call("expedite_learning", sessions=sessions)
+                if not state["waiting"] and not self._machine.recorder.spool.count():
+                    return True
+                if self._machine.settings.worker is not WorkerMode.OFF and (
+                    self._working is None or self._working.done()
+                ):
+                    self._working = asyncio.create_task(self._work())
+            except DatabaseUnavailable:
+                await asyncio.sleep(1.0)
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def stop(self) -> None:
+        """Leave: finish the jobs at hand and take no more."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        tasks = [task for task in (self._watching, self._working, *self._learning) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._watching = self._working = None
+        portal().forget(self._finish)
+        self._registered = False
+
+    def _finish(self) -> None:
+        """At exit of the process: learn what can be learned in the time given, then leave in order."""
+        seconds = self._machine.settings.exit_timeout.total_seconds()
+        try:
+            if seconds:
+                portal().submit(self.drain(timedelta(seconds=seconds))).result(seconds + 1)
+            portal().submit(self._machine._close()).result(5)
+        except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError, LearningError):
+            emit("exit_before_learned", sessions=len(self._sessions))
+
+
+def _key(identity: Identity) -> tuple[str, str | None, str | None]:
+    return (identity.tenant_id, identity.user_id, identity.session_id)

@@ -1,0 +1,556 @@
+"""LearningMachine: assembles stores, recall, recording, learning and tools around one database."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import hashlib
+import weakref
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import UUID
+
+from langchain_core.embeddings import Embeddings
+from langchain_core.language_models import BaseChatModel
+from langchain_core.tools import BaseTool
+
+from agent.database.opening import EmbeddedDatabase, open_database
+from agent.database.postgres import PostgresDatabase
+from agent.database.protocol import Database
+from agent.database.supabase import SupabaseDatabase
+from agent.errors import ConfigurationError, ConflictError, IdentityError, InvalidLearning
+from agent.events import emit
+from agent.identity import Identity
+from agent.jobs import DEFAULT_QUEUE
+from agent.learning import models
+from agent.learning.embedding import Embedder
+from agent.learning.extraction import Extracted, Pending, extract, verbatim
+from agent.learning.in_process_worker import InProcessWorker
+from agent.learning.recorder import Recorder
+from agent.learning.run_identity import resolve_identity
+from agent.learning.run_watch import ambient_run
+from agent.portal import portal
+from agent.settings import Settings, current_settings
+from agent.stores.base import Store
+from agent.stores.session_context import SessionContextConfig, SessionContextStore
+from agent.stores.user_memory import UserMemoryConfig, UserMemoryStore
+from agent.stores.user_profile import UserProfileConfig, UserProfileStore
+
+if TYPE_CHECKING:
+    from agent.learning.learning_middleware import LearningMiddleware
+
+_CONFLICT_ATTEMPTS = 5
+_EMBEDDING_BATCH = 64
+StoreName = Literal["user_profile", "user_memory", "session_context"]
+
+
+class LearningMachine:
+    """What an agent knows and how it learns.
+
+    Everything is made at first use: constructing one does no I/O. One machine serves any number of agents, threads and
+    event loops.
+
+    Args:
+        user_profile: `True` for the defaults, `False` for none, or its config.
+        user_memory: as `user_profile`.
+        session_context: as `user_profile`.
+        model: chat model that extracts, as an object or LangChain's `provider:model`. `None`: as the settings say.
+        embeddings: embedder, likewise.
+        settings: instead of those of the environment.
+        database: instead of the one the settings name.
+        agent_id: name of the agent in records, and of its queue. `None`: the graph's own name, in the common queue.
+
+    Raises:
+        ConfigurationError: an argument of the wrong type, or settings that cannot be.
+    """
+
+    def __init__(
+        self,
+        *,
+        user_profile: bool | UserProfileConfig = True,
+        user_memory: bool | UserMemoryConfig = True,
+        session_context: bool | SessionContextConfig = True,
+        model: str | BaseChatModel | None = None,
+        embeddings: str | Embeddings | None = None,
+        settings: Settings | None = None,
+        database: Database | None = None,
+        agent_id: str | None = None,
+    ) -> None:
+        self.settings = settings or current_settings()
+        self.agent_id = agent_id
+        self.queue = queue_of(agent_id)
+        self.stores: tuple[Store, ...] = tuple(
+            store
+            for store in (
+                _store("user_profile", user_profile, UserProfileConfig, UserProfileStore),
+                _store("user_memory", user_memory, UserMemoryConfig, UserMemoryStore),
+                _store("session_context", session_context, SessionContextConfig, SessionContextStore),
+            )
+            if store is not None
+        )
+        _check_type("model", model, (str, BaseChatModel))
+        _check_type("embeddings", embeddings, (str, Embeddings))
+        self._model_named: str | BaseChatModel | None = model if model is not None else self.settings.extraction_model
+        self._embeddings_named: str | Embeddings | None = (
+            embeddings if embeddings is not None else self.settings.embedding_model
+        )
+        if self._model_named == "none":
+            self._model_named = None
+        if self._embeddings_named == "none":
+            self._embeddings_named = None
+        self.database: Database = database if database is not None else open_database(self.settings)
+        self._model: BaseChatModel | None = None
+        self._recorder: Recorder | None = None
+        self._embedder: Embedder | None = None
+        self._embedder_lock = asyncio.Lock()
+        self._worker = InProcessWorker(self)
+        self._recording: set[concurrent.futures.Future[bool]] = set()
+        _living.add(self)
+
+    # What an agent gets
+
+    def middleware(self) -> LearningMiddleware:
+        """The middleware for `create_agent`."""
+        from agent.learning.learning_middleware import LearningMiddleware
+
+        return LearningMiddleware(self)
+
+    def wrap(self, graph: Any, **options: Any) -> Any:
+        """The graph with learning around it: see `with_learning`."""
+        from agent.learning.learning_graph import with_learning
+
+        return with_learning(graph, self, **options)
+
+    @property
+    def tools(self) -> list[BaseTool]:
+        """The tools of the stores in AGENTIC mode; the middleware adds them by itself."""
+        return [tool for store in self.stores for tool in store.tools(self._write_by_tool)]
+
+    # The request path; all of it runs in the portal
+
+    @property
+    def claimed_identity(self) -> Identity | None:
+        """Whom the database takes every caller for, where it is reached with one user's access token."""
+        return self.database.claimed_identity if isinstance(self.database, SupabaseDatabase) else None
+
+    @property
+    def recorder(self) -> Recorder:
+        """Recall and record, without vectors until the embedder is ready."""
+        if self._recorder is None:
+            self._recorder = Recorder(
+                self.database,
+                self.settings,
+                stores=[store.name for store in self.stores],
+                queue=self.queue,
+                embedder=self._embedder,
+            )
+        return self._recorder
+
+    async def recall(self, identity: Identity, question: str) -> Any:
+        """See `Recorder.recall`."""
+        if self._embeddings_named is not None and self._embedder is None:
+            await self._ready_embedder()
+        return await self.recorder.recall(identity, question)
+
+    async def record(self, identity: Identity, run: dict[str, Any]) -> bool:
+        """See `Recorder.record`; a small worker learns it later where no other does."""
+        recorded = await self.recorder.record(identity, run)
+        if run["status"] == "completed" and identity.is_somebody:
+            await self._worker.recorded(identity)
+        return recorded
+
+    def record_later(self, identity: Identity, run: dict[str, Any]) -> None:
+        """Record a run from code that may not wait, such as a callback; `drain` and the end of the process wait for it."""
+        future = portal().submit(self.record(identity, run))
+        self._recording.add(future)
+        future.add_done_callback(self._recording.discard)
+
+    async def recorded_all(self) -> None:
+        """Wait until everything handed to `record_later` is recorded or spooled."""
+        while self._recording:
+            await asyncio.gather(*(asyncio.wrap_future(future) for future in list(self._recording)))
+
+    async def _ready_embedder(self) -> None:
+        async with self._embedder_lock:
+            if self._embedder is None and self._embeddings_named is not None:
+                named = self._embeddings_named
+                try:
+                    made = await asyncio.to_thread(models.embedder, named, self.settings)
+                except ConfigurationError as error:
+                    emit("embedding_failed", model=str(named), reason=str(error))
+                    self._embeddings_named = None
+                    return
+                self._embedder = Embedder(made, name=embedder_name(named), timeout=self.settings.embedding_timeout)
+                self._recorder = None
+
+    async def _write_by_tool(self, runtime: Any, learnings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Write what an agent's tool says, as evidence of its own call; return the receipts."""
+        state = getattr(runtime, "state", None)
+        run = state.get("learning_run") if isinstance(state, Mapping) else None
+        config = getattr(runtime, "config", None) or {}
+        ambient = ambient_run.get()
+        if run:
+            identity = Identity.from_json(run["identity"]).with_(run_id=run["run_id"])
+        elif ambient is not None:
+            identity = ambient.identity.with_(run_id=ambient.run_id)
+        else:
+            identity = resolve_identity(
+                self.settings, config, runtime, agent_id=self.agent_id, claimed=self.claimed_identity
+            )
+        if not identity.is_somebody:
+            raise IdentityError(
+                "nothing can be remembered for nobody: pass context={'user_id': …} or "
+                "config={'configurable': {'user_id': …}} when the agent is called"
+            )
+        evidence = (
+            [{"run_id": identity.run_id, "tool_call_id": getattr(runtime, "tool_call_id", None) or ""}]
+            if identity.run_id
+            else []
+        )
+        limits = {name: limit for store in self.stores for name, limit in store.limits().items()}
+        receipts: list[dict[str, Any]] = await portal().run(
+            self.database.call(
+                "upsert_learnings",
+                identity,
+                learnings=[learning | {"evidence": evidence} for learning in learnings],
+                limits=limits,
+            )
+        )
+        return receipts
+
+    # Learning; called by workers
+
+    async def learn_session(self, identity: Identity) -> int:
+        """Learn all runs of a session that wait: each exactly once, whoever else tries at the same time.
+
+        Returns:
+            How many runs were learned.
+
+        Raises:
+            ModelError: the model gave nothing usable; the runs go on waiting.
+            ConflictError: others wrote without a pause meanwhile; likewise.
+            DatabaseUnavailable: likewise.
+        """
+        learned = 0
+        generation = self._worker.generation(identity)
+        while True:
+            for attempt in range(1, _CONFLICT_ATTEMPTS + 1):
+                try:
+                    extracted = await self._learn_once(identity)
+                    break
+                except ConflictError:
+                    if attempt == _CONFLICT_ATTEMPTS:
+                        raise
+            if extracted is None:
+                break
+            learned += len(extracted.run_ids)
+        if learned and (self._embedder is not None or self._embeddings_named is not None):
+            await self.embed_memories(identity)
+        self._worker.learned(identity, generation)
+        return learned
+
+    async def _learn_once(self, identity: Identity) -> Extracted | None:
+        pending = Pending.from_row(await self.database.call("pending_learning", identity))
+        if not pending.runs:
+            return None
+        model = await self._ready_model()
+        extracted = (
+            verbatim(pending, self.stores, identity)
+            if model is None
+            else await extract(model, pending, self.stores, identity, timeout=self.settings.model_timeout)
+        )
+        applied = await self.database.call(
+            "apply_learning",
+            identity,
+            run_ids=extracted.run_ids,
+            operations=extracted.operations,
+            expected_version=pending.scope_version,
+            limits={name: limit for store in self.stores for name, limit in store.limits().items()},
+        )
+        for refused in extracted.refused:
+            emit("operation_refused", **identity.as_json(), store=refused.store, reason=refused.reason)
+        emit(
+            "session_learned",
+            **identity.as_json(),
+            runs=len(extracted.run_ids),
+            operations=len(applied["receipts"]),
+            retired_over_limit=applied["retired_over_limit"],
+        )
+        return extracted
+
+    async def _ready_model(self) -> BaseChatModel | None:
+        if self._model_named is None:
+            return None
+        if self._model is None:
+            self._model = await asyncio.to_thread(models.chat_model, self._model_named, self.settings)
+        return self._model
+
+    async def embed_memories(self, identity: Identity) -> int:
+        """Give the newest memories of a user vectors where they have none of this model.
+
+        Returns:
+            How many got one.
+        """
+        await self._ready_embedder()
+        if self._embedder is None:
+            return 0
+        embedded = 0
+        while True:
+            waiting = await self.database.call(
+                "memories_without_embedding", identity, model=self._embedder.name, memory_limit=_EMBEDDING_BATCH
+            )
+            if not waiting:
+                return embedded
+            vectors = await self._embedder.embed_memories([item["content"] for item in waiting])
+            stored = await self.database.call(
+                "store_embeddings",
+                identity,
+                model=self._embedder.name,
+                embeddings=[
+                    {"memory_number": item["memory_number"], "embedding": vector}
+                    for item, vector in zip(waiting, vectors, strict=True)
+                ],
+            )
+            if not stored:
+                return embedded  # all of them went meanwhile
+            embedded += stored
+
+    # The storage operations
+
+    async def get_learning(self, memory_id: str, *, identity: Identity) -> dict[str, Any] | None:
+        """One memory with its versions and evidence, or `None` where this identity has none of that id."""
+        _somebody(identity)
+        found: dict[str, Any] | None = await portal().run(
+            self.database.call("get_learning", identity, the_memory_id=_uuid(memory_id))
+        )
+        return found
+
+    async def get_learnings(
+        self,
+        *,
+        identity: Identity,
+        store: StoreName | None = None,
+        kind: str | None = None,
+        field: str | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> list[dict[str, Any]]:
+        """Current memories, newest first. At most 10,000 at once."""
+        _somebody(identity)
+        wanted = {"store": store, "kind": kind, "field": field}
+        found: list[dict[str, Any]] = await portal().run(
+            self.database.call(
+                "get_learnings",
+                identity,
+                wanted={name: value for name, value in wanted.items() if value is not None},
+                memory_limit=limit,
+                memory_offset=offset,
+            )
+        )
+        return found
+
+    async def upsert_learning(
+        self,
+        *,
+        identity: Identity,
+        store: StoreName,
+        content: Any,
+        field: str | None = None,
+        kind: str | None = None,
+        memory_id: str | None = None,
+        expected_version: int | None = None,
+        evidence: Sequence[Mapping[str, str]] = (),
+    ) -> dict[str, Any]:
+        """Write one memory: a new one, a new version of `memory_id`, or the value of a profile `field`.
+
+        Args:
+            identity: whose it is.
+            store: which store.
+            content: the text; for a profile field a value of its type, `None` to clear it.
+            field: profile or session field; needed there, refused elsewhere.
+            kind: type of a user memory; default the first of its `memory_types`.
+            memory_id: memory to change; it must exist.
+            expected_version: the version that was read; another one raises.
+            evidence: `{run_id, message_id?, tool_call_id?, quote?}` each.
+
+        Returns:
+            The receipt: `status` (`created`, `updated`, `unchanged`, `retired`, `absent`), `memory_id`, `version`, ….
+
+        Raises:
+            InvalidLearning: the value does not fit the store.
+            NotFound: no such memory of this identity.
+            ConflictError: it is at another version.
+        """
+        _somebody(identity)
+        operation = self._operation(store, content, field=field, kind=kind, identity=identity)
+        more = {"memory_id": memory_id and _uuid(memory_id), "expected_version": expected_version}
+        operation |= {name: value for name, value in more.items() if value is not None}
+        receipts: list[dict[str, Any]] = await portal().run(
+            self.database.call(
+                "upsert_learnings",
+                identity,
+                learnings=[operation | {"evidence": [dict(item) for item in evidence]}],
+                limits={name: limit for one in self.stores for name, limit in one.limits().items()},
+            )
+        )
+        return receipts[0]
+
+    def _operation(
+        self, name: str, content: Any, *, field: str | None, kind: str | None, identity: Identity
+    ) -> dict[str, Any]:
+        store = next((store for store in self.stores if store.name == name), None)
+        if store is None:
+            raise InvalidLearning(f"store={name!r} is not enabled; enabled are {[s.name for s in self.stores]}")
+        if isinstance(store, UserProfileStore):
+            if field is None:
+                raise InvalidLearning("store='user_profile' needs a field=")
+            return store.change(field, content, trust="user", source="api")
+        if not isinstance(content, str) or not content.strip():
+            raise InvalidLearning(f"content={content!r} of store={name!r} must be text that is not empty")
+        operation = {"action": "write", "store": name, "content": content.strip(), "trust": "user", "source": "api"}
+        if isinstance(store, SessionContextStore):
+            if field not in store.fields or identity.session_id is None:
+                raise InvalidLearning(
+                    f"store='session_context' needs a session_id in the identity and field= one of {list(store.fields)}; "
+                    f"field={field!r}, session_id={identity.session_id!r}"
+                )
+            return operation | {"field": field, "session_id": identity.session_id}
+        if field is not None:
+            raise InvalidLearning(f"field={field!r}: store={name!r} has no fields")
+        assert isinstance(store, UserMemoryStore)
+        if kind is not None and kind not in store.config.memory_types:
+            raise InvalidLearning(f"kind={kind!r} is none of memory_types={store.config.memory_types!r}")
+        return operation | {"kind": kind or store.config.memory_types[0]}
+
+    async def delete_learning(self, memory_id: str, *, identity: Identity) -> bool:
+        """Delete one memory for good with all its versions. `False`: this identity has none of that id."""
+        _somebody(identity)
+        return bool(await portal().run(self.database.call("delete_learning", identity, the_memory_id=_uuid(memory_id))))
+
+    async def delete_learnings(self, memory_ids: Sequence[str], *, identity: Identity) -> int:
+        """Delete these memories for good; ids this identity does not have are passed over. Returns how many went."""
+        _somebody(identity)
+        ids = [_uuid(memory_id) for memory_id in memory_ids]
+        return int(await portal().run(self.database.call("delete_learnings", identity, the_memory_ids=ids)))
+
+    async def clear_learnings(self, *, identity: Identity, store: StoreName | None = None) -> int:
+        """Delete all memories of an identity for good, of one store or of all. Returns how many went."""
+        _somebody(identity)
+        return int(await portal().run(self.database.call("clear_learnings", identity, the_store=store)))
+
+    async def search(self, question: str, *, identity: Identity, limit: int = 5) -> list[dict[str, Any]]:
+        """The user memories that fit a question best, each with its scores; empty where none does."""
+        _somebody(identity)
+
+        async def match() -> list[dict[str, Any]]:
+            await self._ready_embedder()
+            vector: dict[str, Any] = {}
+            if self._embedder is not None and (embedded := await self._embedder.embed_question(question)):
+                vector = {"question_embedding": embedded, "embedding_model": self._embedder.name}
+            found: list[dict[str, Any]] = await self.database.call(
+                "match_memories", identity, question=question, memory_limit=limit, **vector
+            )
+            return found
+
+        return await portal().run(match())
+
+    # Life
+
+    async def queue_url(self) -> str:
+        """Address of the Postgres that holds the queue, for workers.
+
+        Raises:
+            ConfigurationError: only Supabase's web address is known; workers need a Postgres connection.
+        """
+        if isinstance(self.database, EmbeddedDatabase):
+            return await portal().run(self.database.url())
+        if isinstance(self.database, PostgresDatabase):
+            return self.database.url
+        raise ConfigurationError(
+            "a worker needs a connection to Postgres and only SUPABASE_URL is set; set DATABASE_URL to the project's "
+            "connection string (session mode or direct, port 5432) where the worker runs"
+        )
+
+    async def start_worker(self) -> None:
+        """Start the worker of this process now rather than at the first run, where `settings.worker` wants one."""
+        await portal().run(self._worker.start())
+
+    async def drain(self, timeout: timedelta | None = None) -> bool:
+        """Wait until everything this process recorded is in the database and learned, without waiting for quiet.
+
+        Args:
+            timeout: longest wait; `None` is one minute.
+
+        Returns:
+            Whether all of it is learned.
+        """
+        return await portal().run(self._worker.drain(timeout or timedelta(minutes=1)))
+
+    def drain_sync(self, timeout: timedelta | None = None) -> bool:
+        """`drain` where no event loop runs."""
+        return portal().run_sync(self._worker.drain(timeout or timedelta(minutes=1)))
+
+    async def aclose(self) -> None:
+        """Stop the worker and give back connections. What waits is learned by the next worker."""
+        await portal().run(self._close())
+
+    async def _close(self) -> None:
+        await self._worker.stop()
+        await self.database.close()
+
+
+_living: weakref.WeakSet[LearningMachine] = weakref.WeakSet()
+
+
+def living_machines() -> list[LearningMachine]:
+    """The machines of this process that are in use."""
+    return list(_living)
+
+
+def queue_of(agent_id: str | None) -> str:
+    """Name of the queue of an agent, at most 40 bytes: Postgres limits the channel that is made from it."""
+    if agent_id is None:
+        return DEFAULT_QUEUE
+    return f"{DEFAULT_QUEUE}-{hashlib.sha256(agent_id.encode()).hexdigest()[:16]}"
+
+
+def embedder_name(named: str | Embeddings) -> str:
+    """How vectors of an embedder are labelled: `provider:model`, or class and model of an object."""
+    if isinstance(named, str):
+        return named
+    model = getattr(named, "model", None) or getattr(named, "model_name", None) or ""
+    return f"{type(named).__name__}:{model}" if model else type(named).__name__
+
+
+def _store(name: str, given: Any, config: type, store: type) -> Any:
+    if given is False:
+        return None
+    if given is True:
+        return store(config())
+    if not isinstance(given, config):
+        raise ConfigurationError(f"{name}={given!r} must be True, False or a {config.__name__}")
+    return store(given)
+
+
+def _check_type(name: str, value: Any, allowed: tuple[type, ...]) -> None:
+    if value is not None and not isinstance(value, allowed):
+        raise ConfigurationError(
+            f"{name}={value!r} must be one of {', '.join(t.__name__ for t in allowed)}, or None"
+        )
+
+
+def _somebody(identity: Identity) -> None:
+    if not isinstance(identity, Identity):
+        raise IdentityError(f"identity={identity!r} must be an agent.Identity")
+    if not identity.is_somebody:
+        raise IdentityError("the identity names no user: an empty scope is refused")
+
+
+def _uuid(memory_id: str) -> str:
+    try:
+        return str(UUID(memory_id))
+    except (ValueError, AttributeError, TypeError):
+        raise InvalidLearning(f"memory_id={memory_id!r} is no memory id (a UUID)") from None
+
+

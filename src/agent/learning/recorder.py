@@ -1,0 +1,118 @@
+"""The two calls of the request path: recall before a run, record after it (D6)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from agent.database.protocol import Database
+from agent.errors import DatabaseUnavailable, LearningError, OperatorError
+from agent.events import emit
+from agent.identity import Identity
+from agent.learning.embedding import Embedder
+from agent.learning.rendering import Rendered, render
+from agent.learning.spool import Spool
+from agent.settings import Settings
+from agent.stores.base import Memory
+
+_NOTHING = Rendered(text="", shown=())
+_MEMORIES_MAX = 60
+
+
+class Recorder:
+    """Recalls and records for one machine. Runs in the portal."""
+
+    def __init__(
+        self, database: Database, settings: Settings, *, stores: Sequence[str], queue: str, embedder: Embedder | None
+    ) -> None:
+        self._database = database
+        self._settings = settings
+        self._stores = list(stores)
+        self._queue = queue
+        self._embedder = embedder
+        self._delivering = asyncio.Lock()
+        self.spool = Spool(settings.data_dir / "spool")
+
+    async def recall(self, identity: Identity, question: str) -> Rendered:
+        """What is known that bears on a question, rendered.
+
+        Never raises for a failing database, embedder or clock: the agent answers without, and the event
+        `recall_failed` says so. For nobody it is empty without asking.
+        """
+        if not identity.is_somebody:
+            return _NOTHING
+        try:
+            async with asyncio.timeout(self._settings.recall_timeout.total_seconds()):
+                memories = await self._recall_memories(identity, question)
+        except TimeoutError:
+            emit("recall_failed", **identity.as_json(), reason=f"no answer within {self._settings.recall_timeout}")
+            return _NOTHING
+        except LearningError as error:
+            emit("recall_failed", **identity.as_json(), reason=str(error))
+            return _NOTHING
+        return render(memories, token_budget=self._settings.token_budget)
+
+    async def _recall_memories(self, identity: Identity, question: str) -> list[Memory]:
+        vector: dict[str, Any] = {}
+        if self._embedder is not None and question.strip():
+            embedded = await self._embedder.embed_question(question)
+            if embedded is not None:
+                vector = {"question_embedding": embedded, "embedding_model": self._embedder.name}
+        # A line of the block takes some twenty tokens: no more is fetched than could be shown.
+        wanted = min(_MEMORIES_MAX, max(10, self._settings.token_budget // 20))
+        row = await self._database.call(
+            "recall_context", identity, question=question, stores=self._stores, memory_limit=wanted, **vector
+        )
+        return [Memory.from_row(item) for part in ("profile", "session", "memories") for item in row[part]]
+
+    async def record(self, identity: Identity, run: dict[str, Any]) -> bool:
+        """Record a run and order its learning; where the database cannot take it now, keep it on disk.
+
+        Returns:
+            Whether the database has it.
+        """
+        run = {**run, "queue": self._queue, "quiet_seconds": self._settings.quiet_period.total_seconds()}
+        try:
+            async with asyncio.timeout(10):
+                await self._database.call("record_run", identity, run=run)
+        except (LearningError, TimeoutError) as error:
+            await self._keep(identity, run, error)
+            return False
+        return True
+
+    async def _keep(self, identity: Identity, run: dict[str, Any], error: Exception) -> None:
+        facts = {"run_id": run["run_id"], "status": run["status"], "reason": str(error) or type(error).__name__}
+        try:
+            await asyncio.to_thread(self.spool.put, identity, run)
+        except OSError as disk:
+            emit("run_record_failed", **facts, spool=f"{type(disk).__name__}: {disk}")
+            return
+        emit("run_spooled", **facts)
+
+    async def deliver_spooled(self) -> int:
+        """Hand the runs that wait on disk to the database, oldest first, until it is away again.
+
+        A run is delivered once however often this runs: the database knows it by its id.
+
+        Returns:
+            How many were delivered.
+        """
+        delivered = 0
+        async with self._delivering:
+            for spooled in await asyncio.to_thread(lambda: list(self.spool.waiting())):
+                try:
+                    await self._database.call("record_run", spooled.identity, run=spooled.run)
+                except DatabaseUnavailable:
+                    break
+                except OperatorError:
+                    break  # a migration or a grant is missing: the operator mends it, the runs wait
+                except LearningError as error:
+                    await asyncio.to_thread(self.spool.set_aside, spooled.path)
+                    emit("spooled_run_refused", run_id=spooled.run.get("run_id"), reason=str(error))
+                    continue
+                await asyncio.to_thread(self.spool.delivered, spooled.path)
+                delivered += 1
+        if delivered:
+            emit("spooled_runs_delivered", runs=delivered)
+        return delivered

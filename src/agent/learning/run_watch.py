@@ -1,0 +1,155 @@
+"""Sees how runs end that no hook sees: paused by an interrupt, failed, cancelled.
+
+`after_agent` is not called then. LangChain calls callback handlers at the end of every graph, whoever started it; this
+one is attached to each by LangChain's configure hook and does nothing but look up whether a run of ours is open in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.tracers.context import register_configure_hook
+from langgraph.errors import GraphBubbleUp
+
+from agent.learning.run_record import OpenRun, RunStatus
+
+ambient_run: ContextVar[OpenRun | None] = ContextVar("agent_ambient_run", default=None)
+"""The run around the code that runs now: set for tools of a learning agent and for the graph inside `with_learning`."""
+
+_BLOCKING_ERRORS = frozenset(
+    {"PIIDetectionError", "ModelCallLimitExceededError", "ToolCallLimitExceededError", "OpenAIModerationError"}
+)
+
+
+@contextlib.contextmanager
+def inside(run: OpenRun) -> Iterator[None]:
+    """Make `run` the ambient run for this block and what it starts."""
+    token = ambient_run.set(run)
+    try:
+        yield
+    finally:
+        ambient_run.reset(token)
+
+
+@dataclass(kw_only=True)
+class Trace:
+    """What was seen of an open run in this process."""
+
+    run: OpenRun
+    close: Callable[[Trace, RunStatus, BaseException | None], None]
+    """Called once if the graph ends while the run is open."""
+    from_start: bool
+    """Whether this process saw it start; `False` after a resume."""
+    messages: dict[str, BaseMessage] = field(default_factory=dict)
+    """By id, in the order they were first seen."""
+    answers: int = 0
+    """Answers of the model that were seen."""
+
+    def see(self, messages: Iterable[BaseMessage]) -> None:
+        """Keep messages; a later one of the same id replaces the earlier."""
+        for message in messages:
+            if message.id is not None:
+                self.messages[message.id] = message
+
+    def saw_answer(self, messages: Iterable[BaseMessage]) -> None:
+        """Keep what a model answered."""
+        for message in messages:
+            if isinstance(message, AIMessage):
+                self.answers += 1
+        self.see(messages)
+
+
+@dataclass(frozen=True)
+class _Root:
+    run_id: UUID
+    traces: dict[str, Trace] = field(default_factory=dict)
+
+
+_current_root: ContextVar[_Root | None] = ContextVar("agent_current_root", default=None)
+_watched: dict[UUID, _Root] = {}
+_traces: dict[str, Trace] = {}
+
+
+class _RunWatch(BaseCallbackHandler):
+    """Notices ends; all methods are quick and do no I/O."""
+
+    run_inline = True  # in the caller's context, where the graph's tasks inherit what is set here
+    ignore_llm = ignore_chat_model = ignore_agent = ignore_retriever = ignore_retry = ignore_custom_event = True
+
+    def on_chain_start(self, serialized: Any, inputs: Any, *, run_id: UUID, **more: Any) -> None:
+        _current_root.set(_Root(run_id))
+
+    def on_chain_end(self, outputs: Any, *, run_id: UUID, **more: Any) -> None:
+        _close_all(run_id, "interrupted", None)
+
+    def on_chain_error(self, error: BaseException, *, run_id: UUID, **more: Any) -> None:
+        _close_all(run_id, status_of(error), error)
+
+
+def status_of(error: BaseException) -> RunStatus:
+    """How a run ended that ended with this."""
+    if isinstance(error, GraphBubbleUp):
+        return "interrupted"
+    if isinstance(error, asyncio.CancelledError | GeneratorExit | KeyboardInterrupt):
+        return "cancelled"
+    if any(kind.__name__ in _BLOCKING_ERRORS for kind in type(error).__mro__):
+        return "blocked"
+    return "failed"
+
+
+def _close_all(run_id: UUID, status: RunStatus, error: BaseException | None) -> None:
+    root = _watched.pop(run_id, None)
+    if root is None:
+        return
+    for trace in list(root.traces.values()):
+        _traces.pop(trace.run.run_id, None)
+        trace.close(trace, status, None if status == "interrupted" else error)
+    root.traces.clear()
+
+
+_watch_variable: ContextVar[BaseCallbackHandler | None] = ContextVar("agent_run_watch", default=None)
+_watching = False
+
+
+def start_watching() -> None:
+    """Attach the handler to every graph of this process; once, at the first machine that records."""
+    global _watching, _watch_variable
+    if not _watching:
+        _watching = True
+        _watch_variable = ContextVar("agent_run_watch", default=_RunWatch())
+        register_configure_hook(_watch_variable, inheritable=False)
+
+
+def open_trace(
+    run: OpenRun, close: Callable[[Trace, RunStatus, BaseException | None], None], *, from_start: bool
+) -> Trace:
+    """The trace of a run: the one that is open here, or a new one tied to the graph that runs now."""
+    trace = _traces.get(run.run_id)
+    if trace is not None and not from_start:
+        return trace
+    trace = Trace(run=run, close=close, from_start=from_start)
+    root = _current_root.get()
+    if root is not None:
+        root.traces[run.run_id] = trace
+        _watched[root.run_id] = root
+        _traces[run.run_id] = trace
+    return trace
+
+
+def close_trace(run: OpenRun) -> Trace | None:
+    """A run ended in the ordinary way: forget it and give back what was seen, or `None`."""
+    trace = _traces.pop(run.run_id, None)
+    root = _current_root.get()
+    if root is not None:
+        root.traces.pop(run.run_id, None)
+        if not root.traces:
+            _watched.pop(root.run_id, None)
+    return trace

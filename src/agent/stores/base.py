@@ -1,0 +1,181 @@
+"""What every store is: one kind of knowledge, how it is learned, written by tools, and rendered."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from langchain_core.tools import BaseTool
+from pydantic import BaseModel
+
+from agent.errors import ConfigurationError
+from agent.identity import Identity
+
+
+class LearningMode(StrEnum):
+    """How a store learns."""
+
+    ALWAYS = "always"
+    """After the run, by the worker."""
+    AGENTIC = "agentic"
+    """Only through the agent's own tools; no model call of ours."""
+    PROPOSE = "propose"
+    """By proposal, confirmed by the user. No store supports it yet."""
+    HITL = "hitl"
+    """By a reviewer's approval. No store supports it yet."""
+
+
+def check_mode(config: object, store: str, mode: object, allowed: Sequence[LearningMode]) -> None:
+    """Refuse a mode that the store does not have.
+
+    Raises:
+        ConfigurationError: names the store, the mode and what is allowed.
+    """
+    if mode not in allowed or not isinstance(mode, LearningMode):
+        raise ConfigurationError(
+            f"{type(config).__name__}(mode={mode!r}): store={store!r} does not support this mode; "
+            f"it supports {', '.join(f'LearningMode.{m.name}' for m in allowed)}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Where a memory was learned from."""
+
+    run_id: str
+    message_id: str = ""
+    tool_call_id: str = ""
+    quote: str = ""
+    """The words themselves, at most 1,000 characters."""
+
+    def as_json(self) -> dict[str, str]:
+        """As the storage functions take it."""
+        return {
+            "run_id": self.run_id,
+            "message_id": self.message_id,
+            "tool_call_id": self.tool_call_id,
+            "quote": self.quote[:1000],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """One memory as recall returns it."""
+
+    memory_id: str
+    version: int
+    store: str
+    content: str
+    trust: str
+    recorded_at: str
+    """ISO 8601."""
+    kind: str = ""
+    field: str | None = None
+    value: Any = None
+    score: float = 0.0
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Memory:
+        """From a row of `recall_context`."""
+        return cls(
+            memory_id=row["memory_id"],
+            version=row["version"],
+            store=row["store"],
+            content=row["content"],
+            trust=row["trust"],
+            recorded_at=row["recorded_at"],
+            kind=row.get("kind") or "",
+            field=row.get("field"),
+            value=row.get("value"),
+            score=float(row.get("score") or 0.0),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What was known when learning began, by store."""
+
+    profile: Sequence[Memory] = ()
+    memories: Sequence[Memory] = ()
+    session: Sequence[Memory] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """Something a model proposed and code did not accept."""
+
+    store: str
+    reason: str
+
+
+@dataclass(kw_only=True)
+class Proposed:
+    """What a store makes of a model's answer: operations for `apply_learning`, and what it refused."""
+
+    operations: list[dict[str, Any]] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+
+
+EvidenceLookup = Callable[[Sequence[str]], list[Evidence]]
+"""Turns the references of a model's answer (`r1.m2`) into evidence; unknown, foreign or recalled ones are left out."""
+
+ToolWriter = Callable[[Any, Sequence[dict[str, Any]]], Awaitable[list[dict[str, Any]]]]
+"""Writes learnings for the identity of a tool call (its `ToolRuntime`) and returns the database's receipts."""
+
+
+class Store(ABC):
+    """One kind of knowledge. Stores hold no state: rows are in the database, options in their config."""
+
+    name: ClassVar[str]
+    """As in `agent_memory.store` and in the arguments of `LearningMachine`."""
+    section: ClassVar[str]
+    """Name of its part of the rendered block."""
+
+    @property
+    @abstractmethod
+    def mode(self) -> LearningMode:
+        """How it learns."""
+
+    @abstractmethod
+    def extraction_schema(self) -> tuple[Any, Any] | None:
+        """Type and pydantic field of its part of the extraction, or `None` where no model extracts for it."""
+
+    @abstractmethod
+    def extraction_instructions(self) -> str:
+        """What the extracting model is told about this store."""
+
+    @abstractmethod
+    def operations(self, extracted: Any, evidence: EvidenceLookup, known: Known, identity: Identity) -> Proposed:
+        """Validate one part of an extraction and turn it into operations."""
+
+    def tools(self, write: ToolWriter) -> list[BaseTool]:
+        """The tools an agent gets for it; none unless the mode is AGENTIC."""
+        return []
+
+    def limits(self) -> dict[str, int]:
+        """Greatest number of memories by store, for `apply_learning`."""
+        return {}
+
+
+def trust_of(evidence: Sequence[Evidence]) -> str:
+    """Label of the least trusted thing among the evidence: a tool's result counts less than a user's words."""
+    return "tool" if any(item.tool_call_id for item in evidence) else "user"
+
+
+def display(value: Any) -> str:
+    """A value as text for search and prompts."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple) and all(isinstance(item, str | int | float) for item in value):
+        return ", ".join(str(item) for item in value)
+    if isinstance(value, BaseModel):
+        return value.model_dump_json()
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)

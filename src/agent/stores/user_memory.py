@@ -1,0 +1,191 @@
+"""User memory: observations about one user, each with its evidence."""
+
+from __future__ import annotations
+
+from contextvars import copy_context
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from langchain.tools import ToolRuntime
+from langchain_core.tools import BaseTool, StructuredTool
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from agent.errors import ConfigurationError
+from agent.identity import Identity
+from agent.portal import portal
+from agent.stores.base import (
+    EvidenceLookup,
+    Known,
+    LearningMode,
+    Proposed,
+    Refused,
+    Store,
+    ToolWriter,
+    check_mode,
+    trust_of,
+)
+
+CONVERSATION = "conversation"
+"""Kind of the verbatim turns that are learned where no model extracts."""
+CONTENT_CHARACTERS_MAX = 2_000
+"""Longest observation that a model or a tool may write."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserMemoryConfig:
+    """Options of the user memory."""
+
+    mode: LearningMode = LearningMode.ALWAYS
+    """`ALWAYS` or `AGENTIC`."""
+    max_memories: int | None = 10_000
+    """Greatest number of current memories of one user; the oldest above it are retired. `None`: no limit."""
+    memory_types: tuple[str, ...] = ("fact", "preference", "goal", "event")
+    """Kinds a memory may have, besides `conversation` for verbatim turns."""
+    instructions: str = ""
+    """Added to what the extracting model is told."""
+
+    def __post_init__(self) -> None:
+        check_mode(self, "user_memory", self.mode, (LearningMode.ALWAYS, LearningMode.AGENTIC))
+        if self.max_memories is not None and self.max_memories < 1:
+            raise ConfigurationError(f"UserMemoryConfig(max_memories={self.max_memories!r}) must be at least 1, or None")
+        if isinstance(self.memory_types, str) or not self.memory_types:
+            raise ConfigurationError(
+                f"UserMemoryConfig(memory_types={self.memory_types!r}) must be a sequence of at least one name"
+            )
+        object.__setattr__(self, "memory_types", tuple(self.memory_types))
+        if CONVERSATION in self.memory_types or not all(isinstance(t, str) and t.strip() for t in self.memory_types):
+            raise ConfigurationError(
+                f"UserMemoryConfig(memory_types={self.memory_types!r}): names must be text, and {CONVERSATION!r} is taken"
+            )
+
+
+class UserMemoryStore(Store):
+    """Observations, one row each; equal texts are one memory."""
+
+    name: ClassVar[str] = "user_memory"
+    section: ClassVar[str] = "user_memories"
+
+    def __init__(self, config: UserMemoryConfig) -> None:
+        self.config = config
+
+    @property
+    def mode(self) -> LearningMode:
+        return self.config.mode
+
+    def limits(self) -> dict[str, int]:
+        return {self.name: self.config.max_memories} if self.config.max_memories is not None else {}
+
+    def extraction_schema(self) -> tuple[Any, Any] | None:
+        if self.mode is not LearningMode.ALWAYS:
+            return None
+        forbid = ConfigDict(extra="forbid")
+        kind = Literal[self.config.memory_types]
+        references = (list[str], Field(description="References of the messages that say so, such as r1.m1"))
+        content = (str, Field(description="One self-contained sentence about the user, in the user's language"))
+        memory = (str, Field(description="Reference of the memory, such as k3"))
+        add = create_model(
+            "AddMemory", __config__=forbid, action=(Literal["add"], ...), memory_type=(kind, ...), content=content,
+            evidence=references,
+        )  # fmt: skip
+        update = create_model(
+            "UpdateMemory", __config__=forbid, action=(Literal["update"], ...), memory=memory, memory_type=(kind, ...),
+            content=content, evidence=references,
+        )  # fmt: skip
+        retire = create_model(
+            "RetireMemory", __config__=forbid, action=(Literal["retire"], ...), memory=memory, evidence=references
+        )
+        item = Annotated[add | update | retire, Field(discriminator="action")]  # type: ignore[operator]
+        return list[item], Field(default_factory=list, description="Memories to add, update or retire")  # type: ignore[valid-type]
+
+    def extraction_instructions(self) -> str:
+        return (
+            f"user_memory: what is worth knowing about this user in later conversations, of one of these types: "
+            f"{', '.join(self.config.memory_types)}. Add what is new; update a memory (by its reference) that the user "
+            "corrected or refined; retire one that the user said is no longer so. Nothing that is already known, nothing "
+            "about this one request only, no secrets or credentials."
+            + (f"\n{self.config.instructions}" if self.config.instructions else "")
+        )
+
+    def operations(self, extracted: Any, evidence: EvidenceLookup, known: Known, identity: Identity) -> Proposed:
+        proposed = Proposed()
+        by_reference = {f"k{number}": memory for number, memory in enumerate(known.memories, start=1)}
+        touched: set[str] = set()
+        for change in extracted or ():
+            found = evidence(change.evidence)
+            if not found:
+                proposed.refused.append(Refused(store=self.name, reason=f"{change.action}: no evidence of this user"))
+                continue
+            operation: dict[str, Any] = {
+                "store": self.name,
+                "source": "extraction",
+                "trust": trust_of(found),
+                "run_id": found[0].run_id,
+                "evidence": [item.as_json() for item in found],
+            }
+            if change.action != "add":
+                memory = by_reference.get(change.memory)
+                if memory is None or memory.memory_id in touched:
+                    proposed.refused.append(
+                        Refused(store=self.name, reason=f"{change.action}: {change.memory!r} is no memory that was shown")
+                    )
+                    continue
+                touched.add(memory.memory_id)
+                operation |= {"memory_id": memory.memory_id, "expected_version": memory.version}
+            if change.action == "retire":
+                proposed.operations.append(operation | {"action": "retire", "reason": "no longer so"})
+                continue
+            content = change.content.strip()
+            if not content or len(content) > CONTENT_CHARACTERS_MAX:
+                proposed.refused.append(Refused(store=self.name, reason=f"content of {len(content)} characters"))
+                continue
+            proposed.operations.append(
+                operation | {"action": "write", "kind": change.memory_type, "content": content}
+            )
+        return proposed
+
+    def tools(self, write: ToolWriter) -> list[BaseTool]:
+        return [_save_tool(self, write)] if self.mode is LearningMode.AGENTIC else []
+
+
+def _save_tool(store: UserMemoryStore, write: ToolWriter) -> BaseTool:
+    kinds = store.config.memory_types
+
+    class SaveUserMemory(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+
+        content: str = Field(
+            min_length=1, max_length=CONTENT_CHARACTERS_MAX, description="One self-contained sentence about the user"
+        )
+        memory_type: str = Field(default=kinds[0], json_schema_extra={"enum": list(kinds)}, description="What it is")
+
+    async def save(runtime: ToolRuntime, content: str, memory_type: str = kinds[0]) -> str:
+        if memory_type not in kinds:
+            return f"Nothing was saved: memory_type={memory_type!r} is none of {', '.join(kinds)}."
+        if not content.strip():
+            return "Nothing was saved: the content is empty."
+        learning = {
+            "action": "write",
+            "store": store.name,
+            "kind": memory_type,
+            "content": content.strip(),
+            "trust": "model",
+            "source": "tool",
+        }
+        receipt = (await write(runtime, [learning]))[0]
+        word = "Already known" if receipt["status"] == "unchanged" else "Saved"
+        return f"{word} (memory {receipt['memory_id'][:8]}): {receipt['content']}"
+
+    def save_sync(runtime: ToolRuntime, content: str, memory_type: str = kinds[0]) -> str:
+        return portal().run_sync(save(runtime, content, memory_type), context=copy_context())
+
+    return StructuredTool.from_function(
+        func=save_sync,
+        coroutine=save,
+        name="save_user_memory",
+        description=(
+            "Remember something about the user for future conversations: a fact, a preference, a goal, an event. "
+            "One sentence that can be understood on its own. Never passwords or keys."
+        ),
+        args_schema=SaveUserMemory,
+        infer_schema=False,
+    )
