@@ -37,7 +37,9 @@ class Identity:
             if "\x00" in value:
                 raise IdentityError(f"{name}={value!r} holds a NUL character, which Postgres cannot store")
             if len(value) > _ID_CHARACTERS_MAX:
-                raise IdentityError(f"{name} has {len(value)} characters; at most {_ID_CHARACTERS_MAX} are allowed")
+                raise IdentityError(
+                    f"{name} has {len(value)} characters; at most {_ID_CHARACTERS_MAX} are allowed"
+                )
         if self.tenant_id is None:
             raise IdentityError("tenant_id is missing")
 

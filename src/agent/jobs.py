@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import procrastinate
 import psycopg
-from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.schedulers.asyncio import AsyncIOScheduler  # type: ignore[import-untyped]
 
 from agent.errors import ConfigurationError, ConflictError, DatabaseUnavailable, LearningError, ModelError
 from agent.events import emit
@@ -45,7 +45,13 @@ async def learn_session(machine: LearningMachine, identity: Identity, attempt: i
             emit("learning_failed", **identity.as_json(), attempts=attempt, error=str(error))
             raise
         delay = _RETRY_SECONDS * 2 ** (attempt - 1)
-        emit("learning_attempt_failed", **identity.as_json(), attempt=attempt, next_in_seconds=delay, error=str(error))
+        emit(
+            "learning_attempt_failed",
+            **identity.as_json(),
+            attempt=attempt,
+            next_in_seconds=delay,
+            error=str(error),
+        )
         await machine.database.call(
             "retry_learning", identity, the_queue=machine.queue, delay_seconds=delay, attempt=attempt + 1
         )
@@ -117,14 +123,18 @@ class Worker:
             interval = max(self._stalled_after.total_seconds() / 2, 0.5)
             clock.add_job(self._rescue, "interval", seconds=interval, max_instances=1, coalesce=True)
             clock.add_job(
-                self._deliver, "interval", seconds=_SPOOL_INTERVAL.total_seconds(), max_instances=1, coalesce=True
+                self._deliver,
+                "interval",
+                seconds=_SPOOL_INTERVAL.total_seconds(),
+                max_instances=1,
+                coalesce=True,
             )
             await self._rescue()
             await self._deliver()
             clock.start()
             try:
                 await app.run_worker_async(
-                    queues=list(self._queues) if self._queues is not None else None,
+                    queues=self._queues,  # type: ignore[arg-type]  # None is every queue, as its documentation says
                     concurrency=self._concurrency,
                     install_signal_handlers=False,
                     fetch_job_polling_interval=_FETCH_INTERVAL_SECONDS,
@@ -158,7 +168,11 @@ async def run_forever(worker: Worker) -> None:
         try:
             await worker.run()
             reason = "it stopped by itself"
-        except (psycopg.OperationalError, procrastinate.exceptions.ConnectorException, DatabaseUnavailable) as error:
+        except (
+            psycopg.OperationalError,
+            procrastinate.exceptions.ConnectorException,
+            DatabaseUnavailable,
+        ) as error:
             reason = type(error).__name__
         if asyncio.get_running_loop().time() - started > 60:
             pause = 1.0

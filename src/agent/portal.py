@@ -89,7 +89,8 @@ class Portal:
         if finish in self._at_exit:
             self._at_exit.remove(finish)
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Finish what is to be finished; called once, by the interpreter."""
         if self.pid != os.getpid():
             return
         for finish in list(reversed(self._at_exit)):
@@ -97,18 +98,20 @@ class Portal:
         self._at_exit.clear()
 
 
-_portal: Portal | None = None
+_portals: dict[int, Portal] = {}
 _lock = threading.Lock()
 
 
 def portal() -> Portal:
     """The portal of this process; a forked child gets one of its own."""
-    global _portal
-    if _portal is None or _portal.pid != os.getpid():
+    found = _portals.get(os.getpid())
+    if found is None:
         with _lock:
-            if _portal is None or _portal.pid != os.getpid():
-                _portal = Portal()
+            found = _portals.get(os.getpid())
+            if found is None:
+                _portals.clear()
+                found = _portals[os.getpid()] = Portal()
                 # Before the thread pools stop: without them no host name is resolved and no model is called. What is
                 # registered last runs first, and `atexit` would be too late.
-                getattr(threading, "_register_atexit", atexit.register)(_portal._leave)
-    return _portal
+                getattr(threading, "_register_atexit", atexit.register)(found.leave)
+    return found

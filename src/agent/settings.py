@@ -104,8 +104,14 @@ class Settings(BaseModel):
             raise ValueError(f"must be the project's https:// address and is {url!r}")
         return url
 
-    @field_validator("quiet_period", "recall_timeout", "model_timeout", "embedding_timeout", "stalled_after",
-                     "exit_timeout")
+    @field_validator(
+        "quiet_period",
+        "recall_timeout",
+        "model_timeout",
+        "embedding_timeout",
+        "stalled_after",
+        "exit_timeout",
+    )
     @classmethod
     def _is_not_negative(cls, duration: timedelta) -> timedelta:
         if duration < timedelta(0):
@@ -137,7 +143,11 @@ class Settings(BaseModel):
                     given.setdefault(_FIELD_OF_VARIABLE[variable], value)
             elif variable.startswith("LEARNING_") and variable not in _NOT_OURS:
                 near = difflib.get_close_matches(variable, _FIELD_OF_VARIABLE, n=1)
-                hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(_learning_variables())}"
+                hint = (
+                    f"; did you mean {near[0]}?"
+                    if near
+                    else f"; known are {', '.join(_learning_variables())}"
+                )
                 raise ConfigurationError(f"unknown setting {variable}={value!r}{hint}")
         for name in _SECONDS & given.keys():
             try:

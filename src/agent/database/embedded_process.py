@@ -105,10 +105,7 @@ def find_running(place: Place) -> Running | None:
             return None
         process_id = abs(int(lines[0]))
         if not is_our_postgres(process_id, place):
-            if _is_alive(process_id):
-                # The server was killed and its number went to another program, which Postgres would take for it.
-                with suppress(FileNotFoundError):
-                    (place.cluster / "postmaster.pid").unlink()
+            _clear_away(place, process_id, lines)
             return None
         if _status(place) == "ready":
             return Running(
@@ -123,6 +120,38 @@ def find_running(place: Place) -> Running | None:
                 f"for {START_SECONDS_MAX:.0f} seconds. See {str(place.log)!r}; wait, or end that process."
             )
         time.sleep(POLL_SECONDS)
+
+
+def _clear_away(place: Place, process_id: int, lines: list[str]) -> None:
+    """Make room for a new server where one was killed."""
+    found = lines[4].strip() if len(lines) > 4 else ""
+    socket_path = Path(found, f".s.PGSQL.{lines[3].strip()}") if found else None
+    if socket_path is not None and _answers(socket_path):
+        raise OperatorError(
+            f"the embedded database at {str(place.home)!r} runs where this process cannot see it: in another "
+            f"container, it seems. Two servers on the same data would destroy it. Stop that one, {INSTEAD}."
+        )
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(process_id, 0)
+        # The number went to another program, or its parent has not asked how it ended. Postgres only looks whether
+        # the number is in use, and would refuse to start for ever.
+        for leftover in (
+            place.cluster / "postmaster.pid",
+            socket_path,
+            socket_path and f"{socket_path}.lock",
+        ):
+            if leftover is not None:
+                Path(leftover).unlink(missing_ok=True)
+
+
+def _answers(socket_path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(5)
+        try:
+            probe.connect(str(socket_path))
+        except OSError:
+            return False
+    return True
 
 
 def stop(place: Place, process_id: int) -> None:

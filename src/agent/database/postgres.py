@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, LiteralString, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
@@ -69,7 +69,9 @@ class PostgresDatabase:
                 if attempt == 2:
                     raise self._away(str(error)) from None
             except psycopg.Error as error:
-                raise refusal(function, error.sqlstate, error.diag.message_primary or type(error).__name__) from None
+                raise refusal(
+                    function, error.sqlstate, error.diag.message_primary or type(error).__name__
+                ) from None
         raise AssertionError("unreachable")
 
     def _statement(self, function: str, names: tuple[str, ...]) -> sql.Composed:
@@ -78,10 +80,14 @@ class PostgresDatabase:
         if statement is None:
             parts = []
             for name in names:
-                cast_to = "jsonb" if name in JSON_ARGUMENTS else CASTS.get(name)
-                suffix = sql.SQL(cast(LiteralString, f"::{cast_to}")) if cast_to else sql.SQL("")
-                parts.append(sql.SQL("{} => {}{}").format(sql.Identifier(name), sql.Placeholder(name), suffix))
-            statement = sql.SQL("SELECT {}({})").format(sql.Identifier("public", function), sql.SQL(", ").join(parts))
+                parts.append(
+                    sql.SQL("{} => {}{}").format(
+                        sql.Identifier(name), sql.Placeholder(name), sql.SQL(CASTS.get(name, ""))
+                    )
+                )
+            statement = sql.SQL("SELECT {}({})").format(
+                sql.Identifier("public", function), sql.SQL(", ").join(parts)
+            )
             self._statements[function, names] = statement
         return statement
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Protocol
+from typing import Any, LiteralString, Protocol
 
 from agent.errors import (
     AccessRefused,
@@ -35,10 +35,26 @@ class Database(Protocol):
 
 # Arguments that are JSON documents; all others are plain values or lists of text.
 JSON_ARGUMENTS = frozenset(
-    {"identity", "run", "runs", "operations", "learning", "learnings", "wanted", "limits", "embeddings", "sessions"}
+    {
+        "identity",
+        "run",
+        "runs",
+        "operations",
+        "learning",
+        "learnings",
+        "wanted",
+        "limits",
+        "embeddings",
+        "sessions",
+    }
 )
 # Arguments whose type Postgres does not find out from text.
-CASTS = {"the_memory_id": "uuid", "the_memory_ids": "uuid[]", "run_ids": "text[]", "stores": "text[]"}
+CASTS: dict[str, LiteralString] = {name: "::jsonb" for name in JSON_ARGUMENTS} | {
+    "the_memory_id": "::uuid",
+    "the_memory_ids": "::uuid[]",
+    "run_ids": "::text[]",
+    "stores": "::text[]",
+}
 
 _REPLACEMENT = "\ufffd"
 

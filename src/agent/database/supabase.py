@@ -71,7 +71,9 @@ class SupabaseDatabase:
             arguments["identity"] = identity.as_json()
         client = await self._open_client()
         try:
-            answer = await client.rpc(function, json.loads(json.dumps(clean(arguments), default=str))).execute()
+            answer = await client.rpc(
+                function, json.loads(json.dumps(clean(arguments), default=str))
+            ).execute()
         except APIError as error:
             code = str(error.code) if error.code is not None else None
             if code in ("401", "403", "PGRST301", "PGRST302", "PGRST303"):
@@ -91,13 +93,14 @@ class SupabaseDatabase:
             self._opening = self._opening or asyncio.Lock()
             async with self._opening:
                 if self._client is None:
-                    from supabase import AsyncClientOptions, acreate_client
-                    from supabase import SupabaseException
+                    from supabase import AsyncClientOptions, SupabaseException, acreate_client
 
                     headers = {"Authorization": f"Bearer {self._access_token}"} if self._access_token else {}
                     try:
                         self._client = await acreate_client(
-                            self._url, self._key, AsyncClientOptions(headers=headers, postgrest_client_timeout=10)
+                            self._url,
+                            self._key,
+                            AsyncClientOptions(headers=headers, postgrest_client_timeout=10),
                         )
                     except SupabaseException as error:
                         raise ConfigurationError(f"SUPABASE_URL or its key is not usable: {error}") from None

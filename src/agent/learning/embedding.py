@@ -28,8 +28,8 @@ class Embedder:
         self._cache: OrderedDict[str, str] = OrderedDict()
 
     async def embed_question(self, question: str) -> str | None:
-        """The vector of a question as Postgres takes it, or `None` where the embedder is slow or fails: recall then goes
-        by words, and the event `embedding_failed` says so."""
+        """The vector of a question as Postgres takes it, or `None` where the embedder is slow or fails:
+        recall then goes by words, and the event `embedding_failed` says so."""
         text = question[:_TEXT_CHARACTERS_MAX]
         if text in self._cache:
             self._cache.move_to_end(text)
@@ -55,11 +55,15 @@ class Embedder:
             ModelError: the embedder failed or answered with something else than one vector each.
         """
         try:
-            vectors = await self._embeddings.aembed_documents([text[:_TEXT_CHARACTERS_MAX] for text in contents])
+            vectors = await self._embeddings.aembed_documents(
+                [text[:_TEXT_CHARACTERS_MAX] for text in contents]
+            )
         except Exception as error:  # whatever a provider's client raises: the job retries
             raise ModelError(f"the embedder {self.name} failed: {type(error).__name__}") from error
         if len(vectors) != len(contents):
-            raise ModelError(f"the embedder {self.name} gave {len(vectors)} vectors for {len(contents)} texts")
+            raise ModelError(
+                f"the embedder {self.name} gave {len(vectors)} vectors for {len(contents)} texts"
+            )
         return [as_vector(vector) for vector in vectors]
 
 
@@ -73,5 +77,7 @@ def as_vector(vector: Sequence[float]) -> str:
 
     values = [float(value) for value in vector]
     if not 1 <= len(values) <= 16_000 or not all(map(math.isfinite, values)):
-        raise ModelError(f"an embedding of {len(values)} dimensions with values that are no finite numbers, or too many")
+        raise ModelError(
+            f"an embedding of {len(values)} dimensions with values that are no finite numbers, or too many"
+        )
     return str(Vector(values).to_text())

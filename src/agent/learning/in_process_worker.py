@@ -109,7 +109,7 @@ class InProcessWorker:
             state = await self._machine.database.call("queue_state", the_queue=self._machine.queue)
         except LearningError:
             return True  # not now; the next look may tell
-        return state["workers"] > 0 and state["overdue_seconds"] < _OVERDUE_SECONDS
+        return bool(state["workers"] > 0 and state["overdue_seconds"] < _OVERDUE_SECONDS)
 
     async def _work(self) -> None:
         from agent.jobs import Worker, run_forever
@@ -187,7 +187,7 @@ class InProcessWorker:
         try:
             if seconds:
                 portal().submit(self.drain(timedelta(seconds=seconds))).result(seconds + 1)
-            portal().submit(self._machine._close()).result(5)
+            portal().submit(self._machine.close_in_portal()).result(5)
         except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError, LearningError):
             emit("exit_before_learned", sessions=len(self._sessions))
 

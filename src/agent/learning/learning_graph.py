@@ -80,7 +80,9 @@ def with_learning(
         raise ConfigurationError(f"with_learning(graph={graph!r}) must be a StateGraph, compiled or not")
     builder = inner.builder
     if "__root__" in builder.channels:
-        raise ConfigurationError("with_learning needs a state with keys; this graph's state is a single value")
+        raise ConfigurationError(
+            "with_learning needs a state with keys; this graph's state is a single value"
+        )
     if "learning_run" in builder.channels:
         raise ConfigurationError("this graph learns already: its state has the key 'learning_run'")
     checkpointer = checkpointer if checkpointer is not None else inner.checkpointer
@@ -96,7 +98,8 @@ def with_learning(
         input_schema=builder.input_schema,
         output_schema=builder.output_schema,
     )
-    everything = TypedDict(  # type: ignore[misc]
+    make_type: Any = TypedDict  # its keys are known only now
+    everything = make_type(
         "everything", {**dict.fromkeys(builder.channels, Any), **get_type_hints(_Learning)}, total=False
     )
     for name, sync, asynchronous in (
@@ -104,7 +107,8 @@ def with_learning(
         ("execute", steps.execute, steps.aexecute),
         ("learn", steps.learn, steps.alearn),
     ):
-        outer.add_node(name, RunnableLambda(sync, afunc=asynchronous, name=name), input_schema=everything)
+        node: Any = RunnableLambda(sync, afunc=asynchronous, name=name)
+        outer.add_node(name, node, input_schema=everything)
     outer.add_edge(START, "load_knowledge")
     outer.add_edge("load_knowledge", "execute")
     outer.add_edge("execute", "learn")
@@ -125,7 +129,9 @@ class _Steps:
         channels = inner.builder.channels
         self._has_messages = messages_key in channels
         self._keys = list(channels)
-        self._reduced = {name for name, channel in channels.items() if isinstance(channel, BinaryOperatorAggregate)}
+        self._reduced = {
+            name for name, channel in channels.items() if isinstance(channel, BinaryOperatorAggregate)
+        }
 
     # load_knowledge
 
@@ -134,7 +140,11 @@ class _Steps:
         begun = self._begin(state, config)
         if isinstance(begun, dict):
             return begun
-        return {"learning_run": portal().run_sync(with_knowledge(self.machine, begun, self._question(state))).as_state()}
+        return {
+            "learning_run": portal()
+            .run_sync(with_knowledge(self.machine, begun, self._question(state)))
+            .as_state()
+        }
 
     async def aload_knowledge(self, state: dict[str, Any], config: RunnableConfig) -> dict[str, Any]:
         """The async form of `load_knowledge`."""
@@ -158,14 +168,20 @@ class _Steps:
             claimed=self.machine.claimed_identity,
         )
         if not identity.is_somebody:
-            emit("run_skipped", reason="nobody: no user_id in context or configurable", agent_id=identity.agent_id)
+            emit(
+                "run_skipped",
+                reason="nobody: no user_id in context or configurable",
+                agent_id=identity.agent_id,
+            )
             return {"learning_run": {}}
         run_id = getattr(runtime.execution_info, "run_id", None) or uuid.uuid4()
         return OpenRun(
             identity=identity,
             run_id=str(run_id),
             started_at=now(),
-            first_message_id=first_of_input(state.get(self.messages_key) or []) if self._has_messages else None,
+            first_message_id=first_of_input(state.get(self.messages_key) or [])
+            if self._has_messages
+            else None,
             knowledge="",
         )
 
@@ -232,7 +248,9 @@ class _Steps:
         if _is_nested(state):
             return
         status = status_of(error)
-        record = run_as_json(run, status, self._messages(state, run), error=None if status == "interrupted" else error)
+        record = run_as_json(
+            run, status, self._messages(state, run), error=None if status == "interrupted" else error
+        )
         self.machine.record_later(run.identity, record)
 
     # learn
@@ -253,11 +271,15 @@ class _Steps:
             return None
         return run.identity, run_as_json(run, "completed", self._messages(state, run, ended=True))
 
-    def _messages(self, state: Mapping[str, Any], run: OpenRun, *, ended: bool = False) -> Sequence[BaseMessage]:
+    def _messages(
+        self, state: Mapping[str, Any], run: OpenRun, *, ended: bool = False
+    ) -> Sequence[BaseMessage]:
         if self._has_messages:
             return messages_of_run(state.get(self.messages_key) or [], run.first_message_id)
         asked = list(self.inner.builder.schemas[self.inner.builder.input_schema])
-        answered = [name for name in self.inner.builder.schemas[self.inner.builder.output_schema] if name not in asked]
+        answered = [
+            name for name in self.inner.builder.schemas[self.inner.builder.output_schema] if name not in asked
+        ]
         said: list[BaseMessage] = [HumanMessage(_texts(state, asked), id=f"{run.run_id}-input")]
         if ended and (text := _texts(state, answered)):
             said.append(AIMessage(text, id=f"{run.run_id}-output"))
@@ -286,5 +308,7 @@ def _message_updates(before: Sequence[BaseMessage], after: Sequence[BaseMessage]
     """The messages to add or replace and the removals that turn one list into the other; knowledge is left out."""
     old = {message.id: message for message in before if message.id != KNOWLEDGE_MESSAGE_ID}
     new = {message.id: message for message in after if message.id != KNOWLEDGE_MESSAGE_ID}
-    removed: list[BaseMessage] = [RemoveMessage(id=gone) for gone in old if gone is not None and gone not in new]
+    removed: list[BaseMessage] = [
+        RemoveMessage(id=gone) for gone in old if gone is not None and gone not in new
+    ]
     return removed + [message for message_id, message in new.items() if old.get(message_id) != message]

@@ -41,7 +41,7 @@ class LearningState(AgentState[Any]):
     """What the middleware keeps in the graph's state; hidden from input and output, kept over interrupts."""
 
     learning_run: NotRequired[Annotated[dict[str, Any], PrivateStateAttr]]
-    """`OpenRun.as_state()` of this run, with `nested: true` where an agent around this one records; empty for nobody."""
+    """`OpenRun.as_state()`, with `nested: true` where an agent around this one records; empty for nobody."""
 
 
 class LearningMiddleware(AgentMiddleware[LearningState, Any]):
@@ -65,7 +65,9 @@ class LearningMiddleware(AgentMiddleware[LearningState, Any]):
     def __init__(self, machine: LearningMachine | None = None, **options: Any) -> None:
         super().__init__()
         if machine is not None and options:
-            raise TypeError(f"LearningMiddleware takes a machine or its keywords, not both: {', '.join(options)}")
+            raise TypeError(
+                f"LearningMiddleware takes a machine or its keywords, not both: {', '.join(options)}"
+            )
         if machine is not None and not isinstance(machine, LearningMachine):
             raise TypeError(f"LearningMiddleware(machine={machine!r}) must be a LearningMachine")
         self.machine = machine or LearningMachine(**options)
@@ -74,13 +76,17 @@ class LearningMiddleware(AgentMiddleware[LearningState, Any]):
 
     # Before the run
 
-    def before_agent(self, state: LearningState, runtime: Any, config: RunnableConfig) -> dict[str, Any]:  # type: ignore[override]
+    def before_agent(  # type: ignore[override]  # LangGraph injects the third argument
+        self, state: LearningState, runtime: Any, config: RunnableConfig
+    ) -> dict[str, Any]:
         begun = self._begin(state, runtime, config)
         if isinstance(begun, dict):
             return begun
         return self._opened(begun, portal().run_sync(self._recall(begun, state["messages"])), state)
 
-    async def abefore_agent(self, state: LearningState, runtime: Any, config: RunnableConfig) -> dict[str, Any]:  # type: ignore[override]
+    async def abefore_agent(  # type: ignore[override]  # LangGraph injects the third argument
+        self, state: LearningState, runtime: Any, config: RunnableConfig
+    ) -> dict[str, Any]:
         begun = self._begin(state, runtime, config)
         if isinstance(begun, dict):
             return begun
@@ -99,7 +105,11 @@ class LearningMiddleware(AgentMiddleware[LearningState, Any]):
             claimed=self.machine.claimed_identity,
         )
         if not identity.is_somebody:
-            emit("run_skipped", reason="nobody: no user_id in context or configurable", agent_id=identity.agent_id)
+            emit(
+                "run_skipped",
+                reason="nobody: no user_id in context or configurable",
+                agent_id=identity.agent_id,
+            )
             return {"learning_run": {}}
         run_id = getattr(runtime.execution_info, "run_id", None) or config.get("run_id") or uuid.uuid4()
         return OpenRun(
@@ -128,7 +138,9 @@ class LearningMiddleware(AgentMiddleware[LearningState, Any]):
         return response
 
     async def awrap_model_call(
-        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
+        self,
+        request: ModelRequest[Any],
+        handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ModelResponse[Any]:
         response = await handler(self._informed(request))
         self._saw(request.state, response)
@@ -159,7 +171,9 @@ class LearningMiddleware(AgentMiddleware[LearningState, Any]):
         return result
 
     async def awrap_tool_call(
-        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]]
+        self,
+        request: ToolCallRequest,
+        handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]],
     ) -> ToolMessage | Command[Any]:
         run = _own_or_nested(request.state)
         if run is None:

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 
 from agent.database.opening import EmbeddedDatabase, open_database
@@ -91,7 +92,9 @@ class LearningMachine:
         )
         _check_type("model", model, (str, BaseChatModel))
         _check_type("embeddings", embeddings, (str, Embeddings))
-        self._model_named: str | BaseChatModel | None = model if model is not None else self.settings.extraction_model
+        self._model_named: str | BaseChatModel | None = (
+            model if model is not None else self.settings.extraction_model
+        )
         self._embeddings_named: str | Embeddings | None = (
             embeddings if embeddings is not None else self.settings.embedding_model
         )
@@ -161,7 +164,7 @@ class LearningMachine:
         return recorded
 
     def record_later(self, identity: Identity, run: dict[str, Any]) -> None:
-        """Record a run from code that may not wait, such as a callback; `drain` and the end of the process wait for it."""
+        """Record a run from code that may not wait, such as a callback; `drain` and the end of the process wait."""
         future = portal().submit(self.record(identity, run))
         self._recording.add(future)
         future.add_done_callback(self._recording.discard)
@@ -181,14 +184,16 @@ class LearningMachine:
                     emit("embedding_failed", model=str(named), reason=str(error))
                     self._embeddings_named = None
                     return
-                self._embedder = Embedder(made, name=embedder_name(named), timeout=self.settings.embedding_timeout)
+                self._embedder = Embedder(
+                    made, name=embedder_name(named), timeout=self.settings.embedding_timeout
+                )
                 self._recorder = None
 
     async def _write_by_tool(self, runtime: Any, learnings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Write what an agent's tool says, as evidence of its own call; return the receipts."""
         state = getattr(runtime, "state", None)
         run = state.get("learning_run") if isinstance(state, Mapping) else None
-        config = getattr(runtime, "config", None) or {}
+        config: RunnableConfig = getattr(runtime, "config", None) or RunnableConfig()
         ambient = ambient_run.get()
         if run:
             identity = Identity.from_json(run["identity"]).with_(run_id=run["run_id"])
@@ -298,7 +303,10 @@ class LearningMachine:
         embedded = 0
         while True:
             waiting = await self.database.call(
-                "memories_without_embedding", identity, model=self._embedder.name, memory_limit=_EMBEDDING_BATCH
+                "memories_without_embedding",
+                identity,
+                model=self._embedder.name,
+                memory_limit=_EMBEDDING_BATCH,
             )
             if not waiting:
                 return embedded
@@ -401,32 +409,45 @@ class LearningMachine:
     ) -> dict[str, Any]:
         store = next((store for store in self.stores if store.name == name), None)
         if store is None:
-            raise InvalidLearning(f"store={name!r} is not enabled; enabled are {[s.name for s in self.stores]}")
+            raise InvalidLearning(
+                f"store={name!r} is not enabled; enabled are {[s.name for s in self.stores]}"
+            )
         if isinstance(store, UserProfileStore):
             if field is None:
                 raise InvalidLearning("store='user_profile' needs a field=")
             return store.change(field, content, trust="user", source="api")
         if not isinstance(content, str) or not content.strip():
             raise InvalidLearning(f"content={content!r} of store={name!r} must be text that is not empty")
-        operation = {"action": "write", "store": name, "content": content.strip(), "trust": "user", "source": "api"}
+        operation = {
+            "action": "write",
+            "store": name,
+            "content": content.strip(),
+            "trust": "user",
+            "source": "api",
+        }
         if isinstance(store, SessionContextStore):
             if field not in store.fields or identity.session_id is None:
                 raise InvalidLearning(
-                    f"store='session_context' needs a session_id in the identity and field= one of {list(store.fields)}; "
-                    f"field={field!r}, session_id={identity.session_id!r}"
+                    f"store='session_context' needs a session_id in the identity and field= one of {list(store.fields)};"
+                    f" field={field!r}, session_id={identity.session_id!r}"
                 )
             return operation | {"field": field, "session_id": identity.session_id}
         if field is not None:
             raise InvalidLearning(f"field={field!r}: store={name!r} has no fields")
-        assert isinstance(store, UserMemoryStore)
-        if kind is not None and kind not in store.config.memory_types:
-            raise InvalidLearning(f"kind={kind!r} is none of memory_types={store.config.memory_types!r}")
-        return operation | {"kind": kind or store.config.memory_types[0]}
+        if isinstance(store, UserMemoryStore):
+            if kind is not None and kind not in store.config.memory_types:
+                raise InvalidLearning(f"kind={kind!r} is none of memory_types={store.config.memory_types!r}")
+            operation["kind"] = kind or store.config.memory_types[0]
+        return operation
 
     async def delete_learning(self, memory_id: str, *, identity: Identity) -> bool:
         """Delete one memory for good with all its versions. `False`: this identity has none of that id."""
         _somebody(identity)
-        return bool(await portal().run(self.database.call("delete_learning", identity, the_memory_id=_uuid(memory_id))))
+        return bool(
+            await portal().run(
+                self.database.call("delete_learning", identity, the_memory_id=_uuid(memory_id))
+            )
+        )
 
     async def delete_learnings(self, memory_ids: Sequence[str], *, identity: Identity) -> int:
         """Delete these memories for good; ids this identity does not have are passed over. Returns how many went."""
@@ -493,9 +514,10 @@ class LearningMachine:
 
     async def aclose(self) -> None:
         """Stop the worker and give back connections. What waits is learned by the next worker."""
-        await portal().run(self._close())
+        await portal().run(self.close_in_portal())
 
-    async def _close(self) -> None:
+    async def close_in_portal(self) -> None:
+        """`aclose` for code that runs in the portal already."""
         await self._worker.stop()
         await self.database.close()
 
@@ -552,5 +574,3 @@ def _uuid(memory_id: str) -> str:
         return str(UUID(memory_id))
     except (ValueError, AttributeError, TypeError):
         raise InvalidLearning(f"memory_id={memory_id!r} is no memory id (a UUID)") from None
-
-

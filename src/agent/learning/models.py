@@ -22,11 +22,16 @@ def chat_model(named: str | BaseChatModel, settings: Settings) -> BaseChatModel:
     from langchain.chat_models import init_chat_model
 
     try:
-        return init_chat_model(named, **_openai_options(named, settings))
+        made = init_chat_model(named, **_openai_options(named, settings))
     except (ImportError, ValueError) as error:
         raise ConfigurationError(f"LEARNING_MODEL={named!r} cannot be used: {error}") from None
     except Exception as error:  # each provider's client has errors of its own for a missing key
-        raise ConfigurationError(f"LEARNING_MODEL={named!r} cannot be used: {type(error).__name__}") from error
+        raise ConfigurationError(
+            f"LEARNING_MODEL={named!r} cannot be used: {type(error).__name__}"
+        ) from error
+    if not isinstance(made, BaseChatModel):
+        raise ConfigurationError(f"LEARNING_MODEL={named!r} names no chat model")
+    return made
 
 
 def embedder(named: str | Embeddings, settings: Settings) -> Embeddings:
@@ -48,7 +53,9 @@ def embedder(named: str | Embeddings, settings: Settings) -> Embeddings:
     except (ImportError, ValueError) as error:
         raise ConfigurationError(f"LEARNING_EMBEDDINGS={named!r} cannot be used: {error}") from None
     except Exception as error:  # each provider's client has errors of its own for a missing key
-        raise ConfigurationError(f"LEARNING_EMBEDDINGS={named!r} cannot be used: {type(error).__name__}") from error
+        raise ConfigurationError(
+            f"LEARNING_EMBEDDINGS={named!r} cannot be used: {type(error).__name__}"
+        ) from error
     if not isinstance(made, Embeddings):
         raise ConfigurationError(f"LEARNING_EMBEDDINGS={named!r} names no embedder")
     return made
@@ -56,7 +63,7 @@ def embedder(named: str | Embeddings, settings: Settings) -> Embeddings:
 
 def _openai_options(named: str, settings: Settings) -> dict[str, Any]:
     options: dict[str, Any] = {}
-    if named.startswith("openai:") or named.startswith(("gpt-", "text-embedding-")):
+    if named.startswith(("openai:", "gpt-", "text-embedding-")):
         if settings.openai_api_key is not None:
             options["api_key"] = settings.openai_api_key.get_secret_value()
         if settings.openai_base_url is not None:

@@ -24,7 +24,13 @@ class Recorder:
     """Recalls and records for one machine. Runs in the portal."""
 
     def __init__(
-        self, database: Database, settings: Settings, *, stores: Sequence[str], queue: str, embedder: Embedder | None
+        self,
+        database: Database,
+        settings: Settings,
+        *,
+        stores: Sequence[str],
+        queue: str,
+        embedder: Embedder | None,
     ) -> None:
         self._database = database
         self._settings = settings
@@ -46,7 +52,11 @@ class Recorder:
             async with asyncio.timeout(self._settings.recall_timeout.total_seconds()):
                 memories = await self._recall_memories(identity, question)
         except TimeoutError:
-            emit("recall_failed", **identity.as_json(), reason=f"no answer within {self._settings.recall_timeout}")
+            emit(
+                "recall_failed",
+                **identity.as_json(),
+                reason=f"no answer within {self._settings.recall_timeout}",
+            )
             return _NOTHING
         except LearningError as error:
             emit("recall_failed", **identity.as_json(), reason=str(error))
@@ -82,7 +92,11 @@ class Recorder:
         return True
 
     async def _keep(self, identity: Identity, run: dict[str, Any], error: Exception) -> None:
-        facts = {"run_id": run["run_id"], "status": run["status"], "reason": str(error) or type(error).__name__}
+        facts = {
+            "run_id": run["run_id"],
+            "status": run["status"],
+            "reason": str(error) or type(error).__name__,
+        }
         try:
             await asyncio.to_thread(self.spool.put, identity, run)
         except OSError as disk:

@@ -15,7 +15,12 @@ DEFAULT_AGENT = "agent"
 
 
 def resolve_identity(
-    settings: Settings, config: RunnableConfig, runtime: Any, *, agent_id: str | None, claimed: Identity | None = None
+    settings: Settings,
+    config: RunnableConfig,
+    runtime: Any,
+    *,
+    agent_id: str | None,
+    claimed: Identity | None = None,
 ) -> Identity:
     """The identity of a run that starts now.
 
@@ -29,10 +34,15 @@ def resolve_identity(
     """
     configurable: Mapping[str, Any] = config.get("configurable") or {}
     metadata: Mapping[str, Any] = config.get("metadata") or {}
-    session = configurable.get("thread_id") or getattr(getattr(runtime, "execution_info", None), "thread_id", None)
+    session = configurable.get("thread_id") or getattr(
+        getattr(runtime, "execution_info", None), "thread_id", None
+    )
     rest = {
         "session_id": str(session) if session else f"run-{uuid.uuid4()}",
-        "agent_id": agent_id or _text(metadata.get("lc_agent_name")) or _text(metadata.get("graph_id")) or DEFAULT_AGENT,
+        "agent_id": agent_id
+        or _text(metadata.get("lc_agent_name"))
+        or _text(metadata.get("graph_id"))
+        or DEFAULT_AGENT,
     }
     if claimed is not None:
         return claimed.with_(**rest)

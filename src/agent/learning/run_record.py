@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    AnyMessage,
+    BaseMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
 
 from agent.identity import Identity
 from agent.learning.rendering import without_recalled
@@ -103,13 +110,15 @@ def message_as_json(message: BaseMessage) -> dict[str, Any]:
     return plain
 
 
-def messages_of_run(messages: Iterable[AnyMessage | BaseMessage], first_message_id: str | None) -> list[BaseMessage]:
+def messages_of_run(
+    messages: Iterable[AnyMessage | BaseMessage], first_message_id: str | None
+) -> list[BaseMessage]:
     """The messages from the first of a run on, without system messages; all of them where the first is not there."""
     kept = [message for message in messages if not isinstance(message, SystemMessage)]
     for position, message in enumerate(kept):
         if first_message_id is not None and message.id == first_message_id:
             return kept[position:]
-    return kept if first_message_id is None else [m for m in kept[_start_of_input(kept) :]]
+    return kept if first_message_id is None else kept[_start_of_input(kept) :]
 
 
 def _start_of_input(messages: Sequence[BaseMessage]) -> int:
@@ -132,7 +141,11 @@ def first_of_input(messages: Sequence[BaseMessage]) -> str | None:
 def question_of(messages: Sequence[BaseMessage]) -> str:
     """What recall is asked: the text of the last human messages, at most 4,000 characters."""
     kept = [message for message in messages if not isinstance(message, SystemMessage)]
-    said = [text_of(message.content) for message in kept[_start_of_input(kept) :] if isinstance(message, HumanMessage)]
+    said = [
+        text_of(message.content)
+        for message in kept[_start_of_input(kept) :]
+        if isinstance(message, HumanMessage)
+    ]
     return without_recalled("\n".join(said))[-4_000:]
 
 
@@ -149,7 +162,9 @@ def tool_errors_of(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]
     ]
 
 
-_SECRETS = re.compile(r"(?i)((?:password|passwd|secret|token|api[-_]?key)\s*[=:]\s*)\S+|(://[^:/\s]+:)[^@\s]+(?=@)|\bsk-[\w-]{8,}")
+_SECRETS = re.compile(
+    r"(?i)((?:password|passwd|secret|token|api[-_]?key)\s*[=:]\s*)\S+|(://[^:/\s]+:)[^@\s]+(?=@)|\bsk-[\w-]{8,}"
+)
 
 
 def describe_error(error: BaseException) -> str:

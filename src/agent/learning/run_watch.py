@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -25,7 +26,12 @@ ambient_run: ContextVar[OpenRun | None] = ContextVar("agent_ambient_run", defaul
 """The run around the code that runs now: set for tools of a learning agent and for the graph inside `with_learning`."""
 
 _BLOCKING_ERRORS = frozenset(
-    {"PIIDetectionError", "ModelCallLimitExceededError", "ToolCallLimitExceededError", "OpenAIModerationError"}
+    {
+        "PIIDetectionError",
+        "ModelCallLimitExceededError",
+        "ToolCallLimitExceededError",
+        "OpenAIModerationError",
+    }
 )
 
 
@@ -82,7 +88,9 @@ class _RunWatch(BaseCallbackHandler):
     """Notices ends; all methods are quick and do no I/O."""
 
     run_inline = True  # in the caller's context, where the graph's tasks inherit what is set here
-    ignore_llm = ignore_chat_model = ignore_agent = ignore_retriever = ignore_retry = ignore_custom_event = True
+    ignore_llm = ignore_chat_model = ignore_agent = ignore_retriever = ignore_retry = ignore_custom_event = (
+        True
+    )
 
     def on_chain_start(self, serialized: Any, inputs: Any, *, run_id: UUID, **more: Any) -> None:
         _current_root.set(_Root(run_id))
@@ -115,17 +123,13 @@ def _close_all(run_id: UUID, status: RunStatus, error: BaseException | None) -> 
     root.traces.clear()
 
 
-_watch_variable: ContextVar[BaseCallbackHandler | None] = ContextVar("agent_run_watch", default=None)
-_watching = False
-
-
+@functools.cache
 def start_watching() -> None:
     """Attach the handler to every graph of this process; once, at the first machine that records."""
-    global _watching, _watch_variable
-    if not _watching:
-        _watching = True
-        _watch_variable = ContextVar("agent_run_watch", default=_RunWatch())
-        register_configure_hook(_watch_variable, inheritable=False)
+    watch = _RunWatch()  # without state of its own, so that one serves all contexts
+    register_configure_hook(
+        ContextVar[BaseCallbackHandler | None]("agent_run_watch", default=watch), inheritable=False
+    )
 
 
 def open_trace(

@@ -57,7 +57,9 @@ class Spool:
         for path in sorted(self.folder.glob("*.json"), key=_age):
             try:
                 kept = json.loads(path.read_text(encoding="utf-8"))
-                spooled = SpooledRun(path=path, identity=Identity.from_json(kept["identity"]), run=kept["run"])
+                spooled = SpooledRun(
+                    path=path, identity=Identity.from_json(kept["identity"]), run=kept["run"]
+                )
             except FileNotFoundError:
                 continue  # delivered by another process meanwhile
             except (ValueError, KeyError, TypeError):

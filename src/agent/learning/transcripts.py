@@ -245,7 +245,7 @@ def _has_levels(value: Any, levels: int) -> bool:
 
 
 _EMBEDDED = re.compile(
-    r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?[\w;=.-]*;base64,(?P<data>[A-Za-z0-9+/=_\s-]{256,})"
+    r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?[\w;=.-]*;base64,(?P<data>[A-Za-z0-9+/=_-]{256,})"
 )
 
 

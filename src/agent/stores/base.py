@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from langchain_core.tools import BaseTool
-from pydantic import BaseModel
+from langchain_core.tools import BaseTool, ToolException
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from agent.errors import ConfigurationError
+from agent.errors import ConfigurationError, DatabaseUnavailable, IdentityError, LearningError
+from agent.events import emit
 from agent.identity import Identity
 
 
@@ -116,8 +120,8 @@ class Refused:
 class Proposed:
     """What a store makes of a model's answer: operations for `apply_learning`, and what it refused."""
 
-    operations: list[dict[str, Any]] = field(default_factory=list)
-    refused: list[Refused] = field(default_factory=list)
+    operations: list[dict[str, Any]] = dataclass_field(default_factory=list)
+    refused: list[Refused] = dataclass_field(default_factory=list)
 
 
 EvidenceLookup = Callable[[Sequence[str]], list[Evidence]]
@@ -149,7 +153,9 @@ class Store(ABC):
         """What the extracting model is told about this store."""
 
     @abstractmethod
-    def operations(self, extracted: Any, evidence: EvidenceLookup, known: Known, identity: Identity) -> Proposed:
+    def operations(
+        self, extracted: Any, evidence: EvidenceLookup, known: Known, identity: Identity
+    ) -> Proposed:
         """Validate one part of an extraction and turn it into operations."""
 
     def tools(self, write: ToolWriter) -> list[BaseTool]:
@@ -159,6 +165,37 @@ class Store(ABC):
     def limits(self) -> dict[str, int]:
         """Greatest number of memories by store, for `apply_learning`."""
         return {}
+
+
+def answer_model(model_name: str, /, **fields: Any) -> type[BaseModel]:
+    """Part of the schema of a model's answer: unknown keys are refused."""
+    return create_model(model_name, __config__=ConfigDict(extra="forbid"), **fields)
+
+
+def one_of(models: Sequence[type[BaseModel]], discriminator: str) -> Any:
+    """The type of a list of any of these models, told apart by one field."""
+    union = functools.reduce(operator.or_, models)
+    item: Any = Annotated[union, Field(discriminator=discriminator)] if len(models) > 1 else union
+    return list[item]
+
+
+async def write_or_say(
+    write: ToolWriter, runtime: Any, learnings: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Write for a tool and return the receipts.
+
+    Raises:
+        ToolException: nothing was saved; in words for the agent, and its tool message is marked as an error.
+    """
+    try:
+        return await write(runtime, learnings)
+    except IdentityError:
+        raise ToolException("Nothing was saved: it is not known who the user is.") from None
+    except DatabaseUnavailable:
+        raise ToolException("Nothing was saved: the memory cannot be reached right now.") from None
+    except LearningError as error:
+        emit("tool_write_failed", reason=str(error))
+        raise ToolException(f"Nothing was saved: the memory refused it ({type(error).__name__}).") from None
 
 
 def trust_of(evidence: Sequence[Evidence]) -> str:

@@ -5,10 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pydantic import ConfigDict, Field, create_model
+from pydantic import Field
 
 from agent.identity import Identity
-from agent.stores.base import EvidenceLookup, Known, LearningMode, Proposed, Refused, Store, check_mode, trust_of
+from agent.stores.base import (
+    EvidenceLookup,
+    Known,
+    LearningMode,
+    Proposed,
+    Refused,
+    Store,
+    answer_model,
+    check_mode,
+    trust_of,
+)
 
 SUMMARY_CHARACTERS_MAX = 4_000
 _PLANNING = {
@@ -58,8 +68,11 @@ class SessionContextStore(Store):
             name: (str | None, Field(default=None, description=f"{purpose}; null leaves it as it is"))
             for name, purpose in self.fields.items()
         }
-        parts["evidence"] = (list[str], Field(description="References of the messages it rests on, such as r1.m1"))
-        update = create_model("SessionUpdate", __config__=ConfigDict(extra="forbid"), **parts)
+        parts["evidence"] = (
+            list[str],
+            Field(description="References of the messages it rests on, such as r1.m1"),
+        )
+        update: Any = answer_model("SessionUpdate", **parts)
         return update | None, Field(default=None, description="Where this session stands now")
 
     def extraction_instructions(self) -> str:
@@ -68,7 +81,9 @@ class SessionContextStore(Store):
             + (f"\n{self.config.instructions}" if self.config.instructions else "")
         )
 
-    def operations(self, extracted: Any, evidence: EvidenceLookup, known: Known, identity: Identity) -> Proposed:
+    def operations(
+        self, extracted: Any, evidence: EvidenceLookup, known: Known, identity: Identity
+    ) -> Proposed:
         proposed = Proposed()
         if extracted is None:
             return proposed
@@ -81,7 +96,9 @@ class SessionContextStore(Store):
             if not content:
                 continue
             if len(content) > SUMMARY_CHARACTERS_MAX:
-                proposed.refused.append(Refused(store=self.name, reason=f"{name} of {len(content)} characters"))
+                proposed.refused.append(
+                    Refused(store=self.name, reason=f"{name} of {len(content)} characters")
+                )
                 continue
             proposed.operations.append(
                 {

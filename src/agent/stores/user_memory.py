@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from langchain.tools import ToolRuntime
-from langchain_core.tools import BaseTool, StructuredTool
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from langchain_core.tools import BaseTool, StructuredTool, ToolException
+from pydantic import BaseModel, ConfigDict, Field
 
 from agent.errors import ConfigurationError
 from agent.identity import Identity
@@ -21,8 +21,11 @@ from agent.stores.base import (
     Refused,
     Store,
     ToolWriter,
+    answer_model,
     check_mode,
+    one_of,
     trust_of,
+    write_or_say,
 )
 
 CONVERSATION = "conversation"
@@ -47,15 +50,19 @@ class UserMemoryConfig:
     def __post_init__(self) -> None:
         check_mode(self, "user_memory", self.mode, (LearningMode.ALWAYS, LearningMode.AGENTIC))
         if self.max_memories is not None and self.max_memories < 1:
-            raise ConfigurationError(f"UserMemoryConfig(max_memories={self.max_memories!r}) must be at least 1, or None")
+            raise ConfigurationError(
+                f"UserMemoryConfig(max_memories={self.max_memories!r}) must be at least 1, or None"
+            )
         if isinstance(self.memory_types, str) or not self.memory_types:
             raise ConfigurationError(
                 f"UserMemoryConfig(memory_types={self.memory_types!r}) must be a sequence of at least one name"
             )
         object.__setattr__(self, "memory_types", tuple(self.memory_types))
-        if CONVERSATION in self.memory_types or not all(isinstance(t, str) and t.strip() for t in self.memory_types):
+        if CONVERSATION in self.memory_types or not all(
+            isinstance(t, str) and t.strip() for t in self.memory_types
+        ):
             raise ConfigurationError(
-                f"UserMemoryConfig(memory_types={self.memory_types!r}): names must be text, and {CONVERSATION!r} is taken"
+                f"UserMemoryConfig(memory_types={self.memory_types!r}): names must be text; {CONVERSATION!r} is taken"
             )
 
 
@@ -78,42 +85,56 @@ class UserMemoryStore(Store):
     def extraction_schema(self) -> tuple[Any, Any] | None:
         if self.mode is not LearningMode.ALWAYS:
             return None
-        forbid = ConfigDict(extra="forbid")
-        kind = Literal[self.config.memory_types]
+        kind: Any = Literal.__getitem__(self.config.memory_types)
         references = (list[str], Field(description="References of the messages that say so, such as r1.m1"))
-        content = (str, Field(description="One self-contained sentence about the user, in the user's language"))
-        memory = (str, Field(description="Reference of the memory, such as k3"))
-        add = create_model(
-            "AddMemory", __config__=forbid, action=(Literal["add"], ...), memory_type=(kind, ...), content=content,
-            evidence=references,
-        )  # fmt: skip
-        update = create_model(
-            "UpdateMemory", __config__=forbid, action=(Literal["update"], ...), memory=memory, memory_type=(kind, ...),
-            content=content, evidence=references,
-        )  # fmt: skip
-        retire = create_model(
-            "RetireMemory", __config__=forbid, action=(Literal["retire"], ...), memory=memory, evidence=references
+        content = (
+            str,
+            Field(description="One self-contained sentence about the user, in the user's language"),
         )
-        item = Annotated[add | update | retire, Field(discriminator="action")]  # type: ignore[operator]
-        return list[item], Field(default_factory=list, description="Memories to add, update or retire")  # type: ignore[valid-type]
+        memory = (str, Field(description="Reference of the memory, such as k3"))
+        changes = [
+            answer_model(
+                "AddMemory",
+                action=(Literal["add"], ...),
+                memory_type=(kind, ...),
+                content=content,
+                evidence=references,
+            ),
+            answer_model(
+                "UpdateMemory",
+                action=(Literal["update"], ...),
+                memory=memory,
+                memory_type=(kind, ...),
+                content=content,
+                evidence=references,
+            ),
+            answer_model("RetireMemory", action=(Literal["retire"], ...), memory=memory, evidence=references),
+        ]
+        return one_of(changes, "action"), Field(
+            default_factory=list, description="Memories to add, update or retire"
+        )
 
     def extraction_instructions(self) -> str:
         return (
             f"user_memory: what is worth knowing about this user in later conversations, of one of these types: "
             f"{', '.join(self.config.memory_types)}. Add what is new; update a memory (by its reference) that the user "
-            "corrected or refined; retire one that the user said is no longer so. Nothing that is already known, nothing "
-            "about this one request only, no secrets or credentials."
+            "corrected or refined; retire one that the user said is no longer so. Nothing that is already known, "
+            "nothing about this one request only, no secrets or credentials."
             + (f"\n{self.config.instructions}" if self.config.instructions else "")
         )
 
-    def operations(self, extracted: Any, evidence: EvidenceLookup, known: Known, identity: Identity) -> Proposed:
+    def operations(
+        self, extracted: Any, evidence: EvidenceLookup, known: Known, identity: Identity
+    ) -> Proposed:
         proposed = Proposed()
         by_reference = {f"k{number}": memory for number, memory in enumerate(known.memories, start=1)}
         touched: set[str] = set()
         for change in extracted or ():
             found = evidence(change.evidence)
             if not found:
-                proposed.refused.append(Refused(store=self.name, reason=f"{change.action}: no evidence of this user"))
+                proposed.refused.append(
+                    Refused(store=self.name, reason=f"{change.action}: no evidence of this user")
+                )
                 continue
             operation: dict[str, Any] = {
                 "store": self.name,
@@ -126,7 +147,10 @@ class UserMemoryStore(Store):
                 memory = by_reference.get(change.memory)
                 if memory is None or memory.memory_id in touched:
                     proposed.refused.append(
-                        Refused(store=self.name, reason=f"{change.action}: {change.memory!r} is no memory that was shown")
+                        Refused(
+                            store=self.name,
+                            reason=f"{change.action}: {change.memory!r} is no memory that was shown",
+                        )
                     )
                     continue
                 touched.add(memory.memory_id)
@@ -136,7 +160,9 @@ class UserMemoryStore(Store):
                 continue
             content = change.content.strip()
             if not content or len(content) > CONTENT_CHARACTERS_MAX:
-                proposed.refused.append(Refused(store=self.name, reason=f"content of {len(content)} characters"))
+                proposed.refused.append(
+                    Refused(store=self.name, reason=f"content of {len(content)} characters")
+                )
                 continue
             proposed.operations.append(
                 operation | {"action": "write", "kind": change.memory_type, "content": content}
@@ -151,18 +177,25 @@ def _save_tool(store: UserMemoryStore, write: ToolWriter) -> BaseTool:
     kinds = store.config.memory_types
 
     class SaveUserMemory(BaseModel):
-        model_config = ConfigDict(extra="forbid")
+        model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
+        runtime: ToolRuntime  # injected by LangGraph, hidden from the model
         content: str = Field(
-            min_length=1, max_length=CONTENT_CHARACTERS_MAX, description="One self-contained sentence about the user"
+            min_length=1,
+            max_length=CONTENT_CHARACTERS_MAX,
+            description="One self-contained sentence about the user",
         )
-        memory_type: str = Field(default=kinds[0], json_schema_extra={"enum": list(kinds)}, description="What it is")
+        memory_type: str = Field(
+            default=kinds[0], json_schema_extra={"enum": list(kinds)}, description="What it is"
+        )
 
     async def save(runtime: ToolRuntime, content: str, memory_type: str = kinds[0]) -> str:
         if memory_type not in kinds:
-            return f"Nothing was saved: memory_type={memory_type!r} is none of {', '.join(kinds)}."
+            raise ToolException(
+                f"Nothing was saved: memory_type={memory_type!r} is none of {', '.join(kinds)}."
+            )
         if not content.strip():
-            return "Nothing was saved: the content is empty."
+            raise ToolException("Nothing was saved: the content is empty.")
         learning = {
             "action": "write",
             "store": store.name,
@@ -171,7 +204,7 @@ def _save_tool(store: UserMemoryStore, write: ToolWriter) -> BaseTool:
             "trust": "model",
             "source": "tool",
         }
-        receipt = (await write(runtime, [learning]))[0]
+        receipt = (await write_or_say(write, runtime, [learning]))[0]
         word = "Already known" if receipt["status"] == "unchanged" else "Saved"
         return f"{word} (memory {receipt['memory_id'][:8]}): {receipt['content']}"
 
@@ -188,4 +221,5 @@ def _save_tool(store: UserMemoryStore, write: ToolWriter) -> BaseTool:
         ),
         args_schema=SaveUserMemory,
         infer_schema=False,
+        handle_tool_error=True,
     )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from langchain.tools import ToolRuntime
-from langchain_core.tools import BaseTool, StructuredTool
+from langchain_core.tools import BaseTool, StructuredTool, ToolException
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
@@ -25,9 +23,12 @@ from agent.stores.base import (
     Refused,
     Store,
     ToolWriter,
+    answer_model,
     check_mode,
     display,
+    one_of,
     trust_of,
+    write_or_say,
 )
 
 
@@ -58,7 +59,9 @@ class UserProfileConfig:
     def __post_init__(self) -> None:
         check_mode(self, "user_profile", self.mode, (LearningMode.ALWAYS, LearningMode.AGENTIC))
         if not (isinstance(self.schema, type) and issubclass(self.schema, BaseModel)):
-            raise ConfigurationError(f"UserProfileConfig(schema={self.schema!r}) must be a pydantic model class")
+            raise ConfigurationError(
+                f"UserProfileConfig(schema={self.schema!r}) must be a pydantic model class"
+            )
         if not self.schema.model_fields:
             raise ConfigurationError(f"UserProfileConfig(schema={self.schema.__name__}) has no fields")
         taken = {"clear_fields", "runtime"} & self.schema.model_fields.keys()
@@ -95,7 +98,9 @@ class UserProfileStore(Store):
         try:
             typed = self._adapters[name].validate_python(value)
         except ValidationError as error:
-            reasons = "; ".join(fault["msg"] for fault in error.errors(include_url=False, include_input=False))
+            reasons = "; ".join(
+                fault["msg"] for fault in error.errors(include_url=False, include_input=False)
+            )
             raise InvalidLearning(f"user_profile field {name!r} does not take {value!r}: {reasons}") from None
         return self._adapters[name].dump_python(typed, mode="json")
 
@@ -107,12 +112,16 @@ class UserProfileStore(Store):
         """
         if value is None or (isinstance(value, str) and not value.strip()):
             if name not in self._adapters:
-                raise InvalidLearning(f"user_profile has no field {name!r}; it has {', '.join(self._adapters)}")
+                raise InvalidLearning(
+                    f"user_profile has no field {name!r}; it has {', '.join(self._adapters)}"
+                )
             return {"action": "retire", "store": self.name, "field": name, "reason": "cleared", **more}
         typed = self.value_of(name, value)
         content = display(typed)
         if not content.strip():
-            raise InvalidLearning(f"user_profile field {name!r} cannot hold {value!r}: there is nothing to show of it")
+            raise InvalidLearning(
+                f"user_profile field {name!r} cannot hold {value!r}: there is nothing to show of it"
+            )
         return {
             "action": "write", "store": self.name, "field": name, "content": content[:20_000], "value": typed, **more,
         }  # fmt: skip
@@ -121,37 +130,46 @@ class UserProfileStore(Store):
         if self.mode is not LearningMode.ALWAYS:
             return None
         changes = [
-            create_model(
+            answer_model(
                 f"Set_{name}",
-                __config__=ConfigDict(extra="forbid"),
                 field=(Literal[name], ...),
                 value=(
                     _annotation(info) | None,
                     Field(description=f"{info.description or name}; null clears the field"),
                 ),
-                evidence=(list[str], Field(description="References of the user messages that say so, such as r1.m1")),
+                evidence=(
+                    list[str],
+                    Field(description="References of the user messages that say so, such as r1.m1"),
+                ),
             )
             for name, info in self.config.schema.model_fields.items()
         ]
-        union = functools.reduce(operator.or_, changes)
-        item = Annotated[union, Field(discriminator="field")] if len(changes) > 1 else union
-        return list[item], Field(default_factory=list, description="Profile fields to set or clear")  # type: ignore[valid-type]
+        return one_of(changes, "field"), Field(
+            default_factory=list, description="Profile fields to set or clear"
+        )
 
     def extraction_instructions(self) -> str:
-        fields = "\n".join(f"  - {name}: {info.description or name}" for name, info in self.config.schema.model_fields.items())
+        fields = "\n".join(
+            f"  - {name}: {info.description or name}"
+            for name, info in self.config.schema.model_fields.items()
+        )
         return (
             "user_profile: lasting facts about the user that fit one of these fields. Set a field only when the user "
             "stated it; set it to null when the user takes it back.\n" + fields
             + (f"\n{self.config.instructions}" if self.config.instructions else "")
         )  # fmt: skip
 
-    def operations(self, extracted: Any, evidence: EvidenceLookup, known: Known, identity: Identity) -> Proposed:
+    def operations(
+        self, extracted: Any, evidence: EvidenceLookup, known: Known, identity: Identity
+    ) -> Proposed:
         proposed = Proposed()
         current = {memory.field: memory for memory in known.profile}
         for change in extracted or ():
             found = evidence(change.evidence)
             if not found:
-                proposed.refused.append(Refused(store=self.name, reason=f"{change.field}: no evidence of this user"))
+                proposed.refused.append(
+                    Refused(store=self.name, reason=f"{change.field}: no evidence of this user")
+                )
                 continue
             try:
                 operation = self.change(
@@ -189,20 +207,27 @@ def _update_tool(store: UserProfileStore, write: ToolWriter) -> BaseTool:
         list[Literal[names]],  # type: ignore[valid-type]
         Field(default_factory=list, description="Fields to forget"),
     )
-    arguments = create_model("UpdateUserProfile", __config__=ConfigDict(extra="forbid"), **fields)
+    fields["runtime"] = (ToolRuntime, ...)  # injected by LangGraph, hidden from the model
+    arguments = create_model(
+        "UpdateUserProfile", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields
+    )
 
     async def update(runtime: ToolRuntime, clear_fields: Sequence[str] = (), **values: Any) -> str:
         changes = {name: value for name, value in values.items() if value is not None}
         if both := changes.keys() & set(clear_fields):
-            return f"Nothing was saved: {', '.join(sorted(both))} cannot be set and cleared at once."
+            raise ToolException(
+                f"Nothing was saved: {', '.join(sorted(both))} cannot be set and cleared at once."
+            )
         try:
-            learnings = [store.change(name, value, trust="model", source="tool") for name, value in changes.items()]
+            learnings = [
+                store.change(name, value, trust="model", source="tool") for name, value in changes.items()
+            ]
             learnings += [store.change(name, None) for name in clear_fields]
         except InvalidLearning as error:
-            return f"Nothing was saved: {error}"
+            raise ToolException(f"Nothing was saved: {error}") from None
         if not learnings:
-            return "Nothing was saved: no field was given."
-        return _confirmation(await write(runtime, learnings))
+            raise ToolException("Nothing was saved: no field was given.")
+        return _confirmation(await write_or_say(write, runtime, learnings))
 
     def update_sync(runtime: ToolRuntime, clear_fields: Sequence[str] = (), **values: Any) -> str:
         return portal().run_sync(update(runtime, clear_fields, **values), context=copy_context())
@@ -217,12 +242,19 @@ def _update_tool(store: UserProfileStore, write: ToolWriter) -> BaseTool:
         ),
         args_schema=arguments,
         infer_schema=False,
+        handle_tool_error=True,
     )
 
 
 def _confirmation(receipts: Sequence[dict[str, Any]]) -> str:
     """What the database did, in words for the agent."""
-    words = {"created": "Saved", "updated": "Updated", "unchanged": "Already known", "retired": "Forgot", "absent": "Was not known"}
+    words = {
+        "created": "Saved",
+        "updated": "Updated",
+        "unchanged": "Already known",
+        "retired": "Forgot",
+        "absent": "Was not known",
+    }
     return "; ".join(
         f"{words[receipt['status']]}: {receipt['field']}"
         + (f" = {receipt['content']}" if receipt["status"] not in ("retired", "absent") else "")
