@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agent.errors import LearningError
+    from agent.errors import ConfigurationError, LearningError
     from agent.events import Event, listening
     from agent.identity import Identity
     from agent.learning.learning_graph import current_knowledge, with_learning
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from agent.stores.user_profile import UserProfile, UserProfileConfig
 
 _HOMES = {
+    "ConfigurationError": "agent.errors",
     "Event": "agent.events",
     "Identity": "agent.identity",
     "LearningError": "agent.errors",
@@ -36,6 +37,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ConfigurationError",
     "Event",
     "Identity",
     "LearningError",

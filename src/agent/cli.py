@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from agent.commands import doctor, init, memory, operations, runs
+from agent.commands import demo, doctor, init, memory, operations, runs
 from agent.commands.options import EXIT_CODES
 from agent.errors import CallerError, LearningError, NotFound
 
@@ -37,6 +37,7 @@ app = typer.Typer(
     add_completion=False,
 )
 init.add_to(app)
+demo.add_to(app)
 operations.add_to(app)
 doctor.add_to(app)
 app.add_typer(memory.app, name="memory")

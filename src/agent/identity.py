@@ -16,8 +16,8 @@ _ID_CHARACTERS_MAX = 512
 class Identity:
     """Tenant, user, session (LangGraph thread), agent and run. `None` means: not known.
 
-    Ids are any text of at most 512 characters without NUL: dots, quotes, `@` and emoji are ids
-    like others and are stored as they are.
+    Ids are any text of at most 512 characters without NUL and lone surrogates: dots, quotes, `@` and emoji
+    are ids like others and are stored as they are.
     """
 
     tenant_id: str = DEFAULT_TENANT
@@ -32,14 +32,16 @@ class Identity:
                 continue
             if not isinstance(value, str):
                 raise IdentityError(f"{name}={value!r} must be text, not {type(value).__name__}")
-            if not value or value.isspace():
-                raise IdentityError(f"{name}={value!r} is empty; leave it out to mean nobody")
-            if "\x00" in value:
-                raise IdentityError(f"{name}={value!r} holds a NUL character, which Postgres cannot store")
             if len(value) > _ID_CHARACTERS_MAX:
                 raise IdentityError(
                     f"{name} has {len(value)} characters; at most {_ID_CHARACTERS_MAX} are allowed"
                 )
+            if not value or value.isspace():
+                raise IdentityError(f"{name}={value!r} is empty; leave it out to mean nobody")
+            if "\x00" in value:
+                raise IdentityError(f"{name}={value!r} holds a NUL character, which Postgres cannot store")
+            if not _is_storable(value):
+                raise IdentityError(f"{name}={value!r} holds half a character (a lone surrogate)")
         if self.tenant_id is None:
             raise IdentityError("tenant_id is missing")
 
@@ -48,7 +50,7 @@ class Identity:
         """Whether personal memories may be read or written for this identity."""
         return self.user_id is not None
 
-    def with_(self, **changes: str | None) -> Self:
+    def with_(self, **changes: Any) -> Self:
         """The same identity with some ids replaced."""
         return replace(self, **changes)
 
@@ -63,3 +65,11 @@ class Identity:
             return cls(**dict(ids))
         except TypeError as error:
             raise IdentityError(f"{dict(ids)!r} is not an identity: {error}") from None
+
+
+def _is_storable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import signal
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import procrastinate
 import psycopg
-from apscheduler.schedulers.asyncio import AsyncIOScheduler  # type: ignore[import-untyped]
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from agent.errors import ConfigurationError, ConflictError, DatabaseUnavailable, LearningError, ModelError
 from agent.events import emit
@@ -28,8 +27,7 @@ _RETRY_SECONDS = 10.0
 _HEARTBEATS_BEFORE_STALLED = 3
 _SPOOL_INTERVAL = timedelta(seconds=15)
 _FETCH_INTERVAL_SECONDS = 1.0
-
-_logger = logging.getLogger(__name__)
+_GRACE = timedelta(seconds=60)
 
 
 async def learn_session(machine: LearningMachine, identity: Identity, attempt: int) -> None:
@@ -114,26 +112,38 @@ class Worker:
         self._queues = queues
         self._concurrency = concurrency
         self._stalled_after = stalled_after
+        self._stopping = asyncio.Event()
+        self._grace = timedelta(seconds=1)
+
+    def stop(self, grace: timedelta) -> None:
+        """Take no more jobs; those at hand get this long, then are left to be rescued. For the worker's own loop."""
+        self._grace = grace
+        self._stopping.set()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was asked to stop."""
+        return self._stopping.is_set()
+
+    async def rest(self, seconds: float) -> None:
+        """Wait so long, or until asked to stop."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
 
     async def run(self) -> None:
-        """Work until cancelled; the jobs at hand are finished first."""
+        """Work until asked to stop, or until the queue cannot be worked on, and raise why."""
         heartbeat = self._stalled_after.total_seconds() / _HEARTBEATS_BEFORE_STALLED
         async with queue_app(self._url, self._machines) as app:
             clock = AsyncIOScheduler(timezone="UTC")
             interval = max(self._stalled_after.total_seconds() / 2, 0.5)
             clock.add_job(self._rescue, "interval", seconds=interval, max_instances=1, coalesce=True)
             clock.add_job(
-                self._deliver,
-                "interval",
-                seconds=_SPOOL_INTERVAL.total_seconds(),
-                max_instances=1,
-                coalesce=True,
+                self._deliver, "interval", seconds=_SPOOL_INTERVAL.total_seconds(), max_instances=1, coalesce=True
             )
             await self._rescue()
             await self._deliver()
-            clock.start()
-            try:
-                await app.run_worker_async(
+            working = asyncio.create_task(
+                app.run_worker_async(
                     queues=self._queues,  # type: ignore[arg-type]  # None is every queue, as its documentation says
                     concurrency=self._concurrency,
                     install_signal_handlers=False,
@@ -142,8 +152,20 @@ class Worker:
                     stalled_worker_timeout=self._stalled_after.total_seconds(),
                     delete_jobs="successful",
                 )
+            )
+            asked = asyncio.create_task(self._stopping.wait())
+            clock.start()
+            try:
+                await asyncio.wait({working, asked}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 clock.shutdown(wait=False)
+                asked.cancel()
+                # The first cancellation lets jobs at hand finish, the second does not; one may come too early to count.
+                while not working.done():
+                    working.cancel()
+                    await asyncio.wait({working}, timeout=self._grace.total_seconds())
+            if not self.stopping:
+                working.result()
 
     async def _rescue(self) -> None:
         try:
@@ -161,23 +183,21 @@ class Worker:
 
 
 async def run_forever(worker: Worker) -> None:
-    """Run a worker and start it again when the database comes back after it was away."""
+    """Run a worker until it is asked to stop; start it again when the database comes back after it was away."""
     pause = 1.0
-    while True:
+    while not worker.stopping:
         started = asyncio.get_running_loop().time()
         try:
             await worker.run()
             reason = "it stopped by itself"
-        except (
-            psycopg.OperationalError,
-            procrastinate.exceptions.ConnectorException,
-            DatabaseUnavailable,
-        ) as error:
+        except (psycopg.OperationalError, procrastinate.exceptions.ConnectorException, DatabaseUnavailable) as error:
             reason = type(error).__name__
+        if worker.stopping:
+            return
         if asyncio.get_running_loop().time() - started > 60:
             pause = 1.0
         emit("worker_database_unavailable", reason=reason, again_in_seconds=pause)
-        await asyncio.sleep(pause)
+        await worker.rest(pause)
         pause = min(pause * 2, 30.0)
 
 
@@ -195,14 +215,12 @@ async def run_workers(machines: Sequence[LearningMachine], *, concurrency: int =
         concurrency=concurrency,
         stalled_after=machine.settings.stalled_after,
     )
-    task = asyncio.ensure_future(run_forever(worker))
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, task.cancel)
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, worker.stop, _GRACE)
     try:
-        await task
-    except asyncio.CancelledError:
-        _logger.info("worker left on request")
+        await run_forever(worker)
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in signals:
             loop.remove_signal_handler(number)

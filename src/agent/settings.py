@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
-from agent.errors import ConfigurationError
-from agent.identity import DEFAULT_TENANT
+from agent.errors import ConfigurationError, IdentityError
+from agent.identity import DEFAULT_TENANT, Identity
 
 DEFAULT_OPENAI_MODEL = "openai:gpt-5-mini"
 DEFAULT_OPENAI_EMBEDDINGS = "openai:text-embedding-3-small"
@@ -39,7 +39,7 @@ class Settings(BaseModel):
     Values are final: nobody writes into settings they were given; `model_copy(update=…)` makes others.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     database_url: SecretStr | None = None
     """Postgres to use, `postgresql://…` (`DATABASE_URL`). Unset: Supabase if set, else the embedded server."""
@@ -91,31 +91,48 @@ class Settings(BaseModel):
     @field_validator("database_url")
     @classmethod
     def _is_postgres(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None:
-            scheme = urlsplit(url.get_secret_value()).scheme
-            if scheme not in ("postgresql", "postgres"):
-                raise ValueError(f"must begin with postgresql:// and begins with {scheme!r}")
+        if url is not None and not url.get_secret_value().startswith(("postgresql://", "postgres://")):
+            raise ValueError("must begin with postgresql:// and does not")
+        try:
+            urlsplit(url.get_secret_value() if url is not None else "")
+        except ValueError:  # whose words may show the password
+            raise ValueError("cannot be read; are [ ] / @ : in the password percent-encoded?") from None
         return url
 
-    @field_validator("supabase_url")
+    @field_validator("supabase_url", "openai_base_url")
     @classmethod
     def _is_web_address(cls, url: str | None) -> str | None:
-        if url is not None and urlsplit(url).scheme not in ("http", "https"):
-            raise ValueError(f"must be the project's https:// address and is {url!r}")
+        if url is not None and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
+            raise ValueError("must be an address that begins with https:// or http://")
         return url
 
-    @field_validator(
-        "quiet_period",
-        "recall_timeout",
-        "model_timeout",
-        "embedding_timeout",
-        "stalled_after",
-        "exit_timeout",
-    )
+    @field_validator("tenant", "default_user")
+    @classmethod
+    def _is_an_id(cls, name: str | None) -> str | None:
+        if name is not None:
+            try:
+                Identity(user_id=name)
+            except IdentityError as error:
+                raise ValueError(str(error).replace("user_id", "the id", 1)) from None
+        return name
+
+    @field_validator("data_dir")
+    @classmethod
+    def _is_from_home(cls, folder: Path) -> Path:
+        return folder.expanduser()  # no shell has read `.env`
+
+    @field_validator("quiet_period", "exit_timeout")
     @classmethod
     def _is_not_negative(cls, duration: timedelta) -> timedelta:
         if duration < timedelta(0):
-            raise ValueError(f"must not be negative and is {duration.total_seconds()} seconds")
+            raise ValueError("must not be negative")
+        return duration
+
+    @field_validator("recall_timeout", "model_timeout", "embedding_timeout", "stalled_after")
+    @classmethod
+    def _is_some_time(cls, duration: timedelta) -> timedelta:
+        if duration <= timedelta(0):
+            raise ValueError("must be more than 0 seconds")
         return duration
 
     @property
@@ -135,7 +152,11 @@ class Settings(BaseModel):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
-        """Settings from these variables. An unknown `LEARNING_…` variable is an error that names the nearest one."""
+        """Settings from these variables; where two name one setting, the earlier counts.
+
+        Raises:
+            ConfigurationError: a value is malformed, or a `LEARNING_…` variable is unknown; then it names the nearest.
+        """
         given: dict[str, Any] = {}
         for variable, value in environment.items():
             if variable in _FIELD_OF_VARIABLE:
@@ -148,7 +169,8 @@ class Settings(BaseModel):
                     if near
                     else f"; known are {', '.join(_learning_variables())}"
                 )
-                raise ConfigurationError(f"unknown setting {variable}={value!r}{hint}")
+                # Without the value: it may be a key under a wrong name.
+                raise ConfigurationError(f"unknown setting {variable}{hint}")
         for name in _SECONDS & given.keys():
             try:
                 given[name] = timedelta(seconds=float(given[name]))
@@ -160,7 +182,7 @@ class Settings(BaseModel):
             return cls(**given)
         except ValidationError as error:
             faults = "; ".join(
-                f"{_VARIABLE_OF_FIELD.get(str(fault['loc'][0]), fault['loc'][0])}: {fault['msg']}"
+                f"{_shown(str(fault['loc'][0]), environment)}: {fault['msg'].removeprefix('Value error, ')}"
                 for fault in error.errors(include_url=False, include_input=False)
             )
             raise ConfigurationError(f"settings refused: {faults}") from None
@@ -188,6 +210,15 @@ _SECONDS = {name for name, info in Settings.model_fields.items() if info.annotat
 _NOT_OURS = {"LEARNING_DATA"}  # where tests and benchmarks find their data
 
 
+def _shown(field: str, environment: Mapping[str, str]) -> str:
+    """The variable of a field with its value, unless that is or holds a secret."""
+    variables = [name for name, of in _FIELD_OF_VARIABLE.items() if of == field]
+    variable = next((name for name in variables if environment.get(name)), variables[0])
+    value = environment.get(variable, "")
+    is_secret = "Secret" in str(Settings.model_fields[field].annotation) or "@" in value
+    return variable if is_secret else f"{variable}={value[:100]!r}"
+
+
 def _learning_variables() -> list[str]:
     return sorted(name for name in _FIELD_OF_VARIABLE if name.startswith("LEARNING_"))
 
@@ -199,5 +230,8 @@ def current_settings() -> Settings:
     Raises:
         ConfigurationError: a value is malformed, or a `LEARNING_…` variable is unknown.
     """
-    from_file = {name: value or "" for name, value in dotenv_values(".env").items()}
-    return Settings.from_environment({**from_file, **os.environ})
+    try:
+        from_file = {name: value or "" for name, value in dotenv_values(".env").items()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f".env in this folder cannot be read: {error}") from None
+    return Settings.from_environment({**os.environ, **from_file, **os.environ})

@@ -126,6 +126,15 @@ END
 $$;
 REVOKE ALL ON FUNCTION agent_private.guard(regclass) FROM PUBLIC;
 
+-- A JSON argument as a document: some clients of PostgREST's protocol hand it over as a string that holds it.
+CREATE OR REPLACE FUNCTION agent_private.document(argument jsonb)
+RETURNS jsonb
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN jsonb_typeof(argument) = 'string' THEN (argument #>> '{}')::jsonb ELSE argument END;
+$$;
+
 -- Take on the identity of a call for the rest of it. Returns what was set before, to be given to leave(), or
 -- NULL where there is no tenant or no user: then nothing may be read or written.
 -- reach 'user' sees what that user may see; 'tenant' is for operators: all of one tenant, told identities only.
@@ -1433,9 +1442,12 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
+    previous text[];
     receipt jsonb;
 BEGIN
+    identity := agent_private.document(identity);
+    run := agent_private.document(run);
+    previous := agent_private.enter(identity);
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'a run can only be recorded for a tenant and a user');
     END IF;
@@ -1455,11 +1467,14 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity, 'tenant');
+    previous text[];
     run jsonb;
     recorded integer := 0;
     known integer := 0;
 BEGIN
+    identity := agent_private.document(identity);
+    runs := agent_private.document(runs);
+    previous := agent_private.enter(identity, 'tenant');
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'no tenant to import runs for');
     END IF;
@@ -1484,9 +1499,12 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity, 'tenant');
+    previous text[];
     found jsonb;
 BEGIN
+    identity := agent_private.document(identity);
+    wanted := agent_private.document(wanted);
+    previous := agent_private.enter(identity, 'tenant');
     IF previous IS NULL THEN
         RETURN '[]';
     END IF;
@@ -1522,9 +1540,11 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity, 'tenant');
+    previous text[];
     found jsonb;
 BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity, 'tenant');
     IF previous IS NULL THEN
         RETURN NULL;
     END IF;
@@ -1651,12 +1671,16 @@ SET search_path = pg_catalog, public, extensions, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
-    tenant text := current_setting('agent.tenant_id', true);
-    person text := current_setting('agent.user_id', true);
+    previous text[];
+    tenant text;
+    person text;
     fields jsonb := '[]';
     memories jsonb := '[]';
 BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity);
+    tenant := current_setting('agent.tenant_id', true);
+    person := current_setting('agent.user_id', true);
     IF previous IS NULL THEN
         RETURN '{"profile": [], "session": [], "memories": []}';
     END IF;
@@ -1695,9 +1719,11 @@ SET search_path = pg_catalog, public, extensions, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
+    previous text[];
     found jsonb;
 BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity);
     IF previous IS NULL THEN
         RETURN '[]';
     END IF;
@@ -1722,12 +1748,14 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
+    previous text[];
     runs jsonb;
     known jsonb;
     said text;
     version_read bigint;
 BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity);
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'learning needs a tenant and a user');
     END IF;
@@ -1765,9 +1793,9 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
-    tenant text := current_setting('agent.tenant_id', true);
-    person text := current_setting('agent.user_id', true);
+    previous text[];
+    tenant text;
+    person text;
     version_now bigint;
     marked integer;
     operation jsonb;
@@ -1775,6 +1803,12 @@ DECLARE
     over_limit integer := 0;
     stored record;
 BEGIN
+    identity := agent_private.document(identity);
+    operations := agent_private.document(operations);
+    limits := agent_private.document(limits);
+    previous := agent_private.enter(identity);
+    tenant := current_setting('agent.tenant_id', true);
+    person := current_setting('agent.user_id', true);
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'learning needs a tenant and a user');
     END IF;
@@ -1813,9 +1847,11 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
+    previous text[];
     found jsonb;
 BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity);
     IF previous IS NULL THEN
         RETURN '[]';
     END IF;
@@ -1840,9 +1876,12 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
+    previous text[];
     stored integer;
 BEGIN
+    identity := agent_private.document(identity);
+    embeddings := agent_private.document(embeddings);
+    previous := agent_private.enter(identity);
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'storing vectors needs a tenant and a user');
     END IF;
@@ -1894,7 +1933,7 @@ SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
     SELECT jsonb_build_object('waiting', agent_private.expedite_jobs(ARRAY(
         SELECT agent_private.learning_key(s ->> 'tenant_id', s ->> 'user_id', s ->> 'session_id')
-        FROM jsonb_array_elements(sessions) AS s)));
+        FROM jsonb_array_elements(agent_private.document(sessions)) AS s)));
 $$;
 
 -- The work of queue_state. Runs as its owner, because agent_app has no rights on the queue.
@@ -1981,7 +2020,7 @@ RETURNS jsonb
 LANGUAGE sql SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
-    SELECT to_jsonb(agent_private.reorder_learning(identity, the_queue, delay_seconds, attempt));
+    SELECT to_jsonb(agent_private.reorder_learning(agent_private.document(identity), the_queue, delay_seconds, attempt));
 $$;
 
 -- Give the jobs of workers without a heartbeat for so long to others. Returns how many.
@@ -2005,9 +2044,12 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
+    previous text[];
     receipt jsonb;
 BEGIN
+    identity := agent_private.document(identity);
+    learning := agent_private.document(learning);
+    previous := agent_private.enter(identity);
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'nothing can be written for nobody: the identity has no tenant or no user');
     END IF;
@@ -2028,11 +2070,15 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
+    previous text[];
     learning jsonb;
     receipts jsonb := '[]';
     stored record;
 BEGIN
+    identity := agent_private.document(identity);
+    learnings := agent_private.document(learnings);
+    limits := agent_private.document(limits);
+    previous := agent_private.enter(identity);
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'nothing can be written for nobody: the identity has no tenant or no user');
     END IF;
@@ -2057,9 +2103,11 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
+    previous text[];
     found jsonb;
 BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity);
     IF previous IS NULL THEN
         RETURN NULL;
     END IF;
@@ -2089,9 +2137,12 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
+    previous text[];
     found jsonb;
 BEGIN
+    identity := agent_private.document(identity);
+    wanted := agent_private.document(wanted);
+    previous := agent_private.enter(identity);
     IF previous IS NULL THEN
         RETURN '[]';
     END IF;
@@ -2144,9 +2195,11 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
+    previous text[];
     gone integer;
 BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity);
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'nothing can be deleted for nobody: the identity has no tenant or no user');
     END IF;
@@ -2163,9 +2216,11 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
+    previous text[];
     gone integer;
 BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity);
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'nothing can be deleted for nobody: the identity has no tenant or no user');
     END IF;
@@ -2182,9 +2237,11 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
+    previous text[];
     gone integer;
 BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity);
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'nothing can be cleared for nobody: the identity has no tenant or no user');
     END IF;
@@ -2205,12 +2262,16 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity, 'tenant');
-    tenant text := identity ->> 'tenant_id';
-    person text := nullif(identity ->> 'user_id', '');
+    previous text[];
+    tenant text;
+    person text;
     counts jsonb := '{}';
     gone integer;
 BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity, 'tenant');
+    tenant := identity ->> 'tenant_id';
+    person := nullif(identity ->> 'user_id', '');
     IF previous IS NULL OR person IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'to erase a user, name the tenant and the user');
     END IF;
@@ -2264,9 +2325,11 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity, 'tenant');
+    previous text[];
     found jsonb;
 BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity, 'tenant');
     IF previous IS NULL THEN
         RETURN '[]';
     END IF;
@@ -2287,9 +2350,11 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity, 'tenant');
+    previous text[];
     found jsonb;
 BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity, 'tenant');
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'no tenant to report on');
     END IF;

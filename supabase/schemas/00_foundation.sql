@@ -122,6 +122,15 @@ END
 $$;
 REVOKE ALL ON FUNCTION agent_private.guard(regclass) FROM PUBLIC;
 
+-- A JSON argument as a document: some clients of PostgREST's protocol hand it over as a string that holds it.
+CREATE OR REPLACE FUNCTION agent_private.document(argument jsonb)
+RETURNS jsonb
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN jsonb_typeof(argument) = 'string' THEN (argument #>> '{}')::jsonb ELSE argument END;
+$$;
+
 -- Take on the identity of a call for the rest of it. Returns what was set before, to be given to leave(), or
 -- NULL where there is no tenant or no user: then nothing may be read or written.
 -- reach 'user' sees what that user may see; 'tenant' is for operators: all of one tenant, told identities only.

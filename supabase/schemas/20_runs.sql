@@ -226,9 +226,12 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
+    previous text[];
     receipt jsonb;
 BEGIN
+    identity := agent_private.document(identity);
+    run := agent_private.document(run);
+    previous := agent_private.enter(identity);
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'a run can only be recorded for a tenant and a user');
     END IF;
@@ -248,11 +251,14 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity, 'tenant');
+    previous text[];
     run jsonb;
     recorded integer := 0;
     known integer := 0;
 BEGIN
+    identity := agent_private.document(identity);
+    runs := agent_private.document(runs);
+    previous := agent_private.enter(identity, 'tenant');
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'no tenant to import runs for');
     END IF;
@@ -277,9 +283,12 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity, 'tenant');
+    previous text[];
     found jsonb;
 BEGIN
+    identity := agent_private.document(identity);
+    wanted := agent_private.document(wanted);
+    previous := agent_private.enter(identity, 'tenant');
     IF previous IS NULL THEN
         RETURN '[]';
     END IF;
@@ -315,9 +324,11 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity, 'tenant');
+    previous text[];
     found jsonb;
 BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity, 'tenant');
     IF previous IS NULL THEN
         RETURN NULL;
     END IF;

@@ -98,12 +98,16 @@ SET search_path = pg_catalog, public, extensions, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
-    tenant text := current_setting('agent.tenant_id', true);
-    person text := current_setting('agent.user_id', true);
+    previous text[];
+    tenant text;
+    person text;
     fields jsonb := '[]';
     memories jsonb := '[]';
 BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity);
+    tenant := current_setting('agent.tenant_id', true);
+    person := current_setting('agent.user_id', true);
     IF previous IS NULL THEN
         RETURN '{"profile": [], "session": [], "memories": []}';
     END IF;
@@ -142,9 +146,11 @@ SET search_path = pg_catalog, public, extensions, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
+    previous text[];
     found jsonb;
 BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity);
     IF previous IS NULL THEN
         RETURN '[]';
     END IF;

@@ -8,12 +8,14 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
+    previous text[];
     runs jsonb;
     known jsonb;
     said text;
     version_read bigint;
 BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity);
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'learning needs a tenant and a user');
     END IF;
@@ -51,9 +53,9 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
-    tenant text := current_setting('agent.tenant_id', true);
-    person text := current_setting('agent.user_id', true);
+    previous text[];
+    tenant text;
+    person text;
     version_now bigint;
     marked integer;
     operation jsonb;
@@ -61,6 +63,12 @@ DECLARE
     over_limit integer := 0;
     stored record;
 BEGIN
+    identity := agent_private.document(identity);
+    operations := agent_private.document(operations);
+    limits := agent_private.document(limits);
+    previous := agent_private.enter(identity);
+    tenant := current_setting('agent.tenant_id', true);
+    person := current_setting('agent.user_id', true);
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'learning needs a tenant and a user');
     END IF;
@@ -99,9 +107,11 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
+    previous text[];
     found jsonb;
 BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity);
     IF previous IS NULL THEN
         RETURN '[]';
     END IF;
@@ -126,9 +136,12 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
+    previous text[];
     stored integer;
 BEGIN
+    identity := agent_private.document(identity);
+    embeddings := agent_private.document(embeddings);
+    previous := agent_private.enter(identity);
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'storing vectors needs a tenant and a user');
     END IF;
@@ -180,7 +193,7 @@ SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
     SELECT jsonb_build_object('waiting', agent_private.expedite_jobs(ARRAY(
         SELECT agent_private.learning_key(s ->> 'tenant_id', s ->> 'user_id', s ->> 'session_id')
-        FROM jsonb_array_elements(sessions) AS s)));
+        FROM jsonb_array_elements(agent_private.document(sessions)) AS s)));
 $$;
 
 -- The work of queue_state. Runs as its owner, because agent_app has no rights on the queue.
@@ -267,7 +280,7 @@ RETURNS jsonb
 LANGUAGE sql SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
-    SELECT to_jsonb(agent_private.reorder_learning(identity, the_queue, delay_seconds, attempt));
+    SELECT to_jsonb(agent_private.reorder_learning(agent_private.document(identity), the_queue, delay_seconds, attempt));
 $$;
 
 -- Give the jobs of workers without a heartbeat for so long to others. Returns how many.

@@ -8,9 +8,12 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
+    previous text[];
     receipt jsonb;
 BEGIN
+    identity := agent_private.document(identity);
+    learning := agent_private.document(learning);
+    previous := agent_private.enter(identity);
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'nothing can be written for nobody: the identity has no tenant or no user');
     END IF;
@@ -31,11 +34,15 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
+    previous text[];
     learning jsonb;
     receipts jsonb := '[]';
     stored record;
 BEGIN
+    identity := agent_private.document(identity);
+    learnings := agent_private.document(learnings);
+    limits := agent_private.document(limits);
+    previous := agent_private.enter(identity);
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'nothing can be written for nobody: the identity has no tenant or no user');
     END IF;
@@ -60,9 +67,11 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
+    previous text[];
     found jsonb;
 BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity);
     IF previous IS NULL THEN
         RETURN NULL;
     END IF;
@@ -92,9 +101,12 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
+    previous text[];
     found jsonb;
 BEGIN
+    identity := agent_private.document(identity);
+    wanted := agent_private.document(wanted);
+    previous := agent_private.enter(identity);
     IF previous IS NULL THEN
         RETURN '[]';
     END IF;
@@ -147,9 +159,11 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
+    previous text[];
     gone integer;
 BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity);
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'nothing can be deleted for nobody: the identity has no tenant or no user');
     END IF;
@@ -166,9 +180,11 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
+    previous text[];
     gone integer;
 BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity);
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'nothing can be deleted for nobody: the identity has no tenant or no user');
     END IF;
@@ -185,9 +201,11 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity);
+    previous text[];
     gone integer;
 BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity);
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'nothing can be cleared for nobody: the identity has no tenant or no user');
     END IF;
@@ -208,12 +226,16 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity, 'tenant');
-    tenant text := identity ->> 'tenant_id';
-    person text := nullif(identity ->> 'user_id', '');
+    previous text[];
+    tenant text;
+    person text;
     counts jsonb := '{}';
     gone integer;
 BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity, 'tenant');
+    tenant := identity ->> 'tenant_id';
+    person := nullif(identity ->> 'user_id', '');
     IF previous IS NULL OR person IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'to erase a user, name the tenant and the user');
     END IF;
@@ -267,9 +289,11 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity, 'tenant');
+    previous text[];
     found jsonb;
 BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity, 'tenant');
     IF previous IS NULL THEN
         RETURN '[]';
     END IF;
@@ -290,9 +314,11 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter(identity, 'tenant');
+    previous text[];
     found jsonb;
 BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity, 'tenant');
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('AGN01', 'no tenant to report on');
     END IF;

@@ -11,7 +11,7 @@ import typer
 
 from agent.commands.options import JsonOption, settings
 from agent.commands.output import inert, is_terminal, one_line, say, say_json
-from agent.errors import AccessRefused, ConfigurationError, LearningError, MigrationError
+from agent.errors import AccessRefused, ConfigurationError, DatabaseUnavailable, LearningError, MigrationError
 
 if TYPE_CHECKING:
     from agent.database import Database
@@ -250,12 +250,12 @@ async def _migrated(chosen: Settings, database: Database, url: str) -> Finding:
 
 
 def _unreachable(error: LearningError) -> Finding:
-    return Finding(
-        name="reachable",
-        status="problem",
-        message=str(error),
-        what_to_do="Start the database or correct the setting; agents answer without memory until then.",
+    todo = (
+        "Start the database or correct its address; agents answer without memory until then."
+        if isinstance(error, DatabaseUnavailable)
+        else "Correct the address, the login or the key; agents answer without memory until then."
     )
+    return Finding(name="reachable", status="problem", message=str(error), what_to_do=todo)
 
 
 async def _supabase(chosen: Settings, database: SupabaseDatabase) -> AsyncIterator[Finding]:
@@ -284,7 +284,7 @@ async def _supabase(chosen: Settings, database: SupabaseDatabase) -> AsyncIterat
             name="isolated",
             status="problem",
             message=str(error),
-            what_to_do="Take the key from the project's settings",
+            what_to_do="Take the key from the project's settings.",
         )
         return
     except LearningError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -289,8 +290,8 @@ def erase(
         remark(
             f"This erases all that is known about {identity.user_id!r} of tenant {identity.tenant_id!r}, for good."
         )
-        answer = typer.prompt("Type the user id to go on", default="", show_default=False, err=True)
-        if answer != identity.user_id:
+        print("Type the user id to go on: ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().rstrip("\r\n") != identity.user_id:
             remark("agent: that is not the user id; nothing was erased")
             raise typer.Exit(1)
 

@@ -106,6 +106,8 @@ def import_(
         )
     else:
         say(_summary(report))
+        if user is not None and report.recorded:
+            remark(f"A worker learns what they say about {user!r}: agent worker")
     if report.bad:
         raise typer.Exit(3 if report.recorded or report.known else 1)
 
@@ -175,9 +177,12 @@ def _progress(log: BinaryIO | None) -> Iterator[tuple[Callable[[int], None], Cal
 
 
 def _summary(report: ImportReport) -> str:
-    parts = [f"{report.recorded} runs imported", f"{report.known} known already"]
+    parts = [
+        f"{report.recorded} {'run' if report.recorded == 1 else 'runs'} imported",
+        f"{report.known} known already",
+    ]
     if report.bad:
-        parts.append(f"{report.bad} bad lines")
+        parts.append(f"{report.bad} bad {'line' if report.bad == 1 else 'lines'}")
     return f"{', '.join(parts)}."
 
 
@@ -226,8 +231,8 @@ def list_(
     else:
         print_lines(
             (
-                run["run_id"], run["recorded_at"], run["user_id"], run["status"], _outcome(run), _task(run),
-                run["message_count"], _errors(run),
+                run["run_id"], run["recorded_at"], run["user_id"], run["status"], outcome_of(run), _task(run),
+                run["message_count"], errors_of(run),
             )
             for run in runs
         )  # fmt: skip
@@ -252,9 +257,9 @@ def _print_runs(runs: Sequence[Mapping[str, Any]], *, shows_errors: bool) -> Non
             local_time(run["recorded_at"]),
             *([one_line(run["user_id"] or "", 24)] if has_users else []),
             one_line(_task(run), 20),
-            one_line(_outcome(run), 24),
+            one_line(outcome_of(run), 24),
             *(
-                [_errors(run, width=90)]
+                [errors_of(run, width=90)]
                 if shows_errors
                 else [str(run["message_count"]), str(len(run["tool_errors"]))]
             ),
@@ -269,7 +274,7 @@ def _task(run: Mapping[str, Any]) -> str:
     return " / ".join(str(part) for part in (task, trial) if part is not None)
 
 
-def _outcome(run: Mapping[str, Any]) -> str:
+def outcome_of(run: Mapping[str, Any]) -> str:
     """The judgement of a run, or its status where nobody judged it."""
     told = []
     for outcome in run["outcomes"]:
@@ -281,7 +286,7 @@ def _outcome(run: Mapping[str, Any]) -> str:
     return ", ".join(told)
 
 
-def _errors(run: Mapping[str, Any], width: int | None = None) -> str:
+def errors_of(run: Mapping[str, Any], width: int | None = None) -> str:
     """What went wrong, alike things once: a line each where there is a width, else one line."""
     told = Counter(f"{error['tool']}: {one_line(error['message'], width)}" for error in run["tool_errors"])
     lines = [one_line(run["error"], width)] if run["error"] else []
@@ -348,7 +353,7 @@ def _print_run(run: Mapping[str, Any]) -> None:
         "user": run["user_id"],
         "session": run["session_id"] if run["session_id"] != run["run_id"] else None,
         "agent": run["agent_id"],
-        "outcome": _outcome(run),
+        "outcome": outcome_of(run),
         "recorded": f"{local_time(run['recorded_at'])}{' from a log' if run['source'] == 'import' else ''}",
         **run["facts"],
         "error": run["error"],

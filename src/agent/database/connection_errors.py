@@ -5,6 +5,7 @@ from __future__ import annotations
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from agent.errors import AccessRefused, ConfigurationError, DatabaseUnavailable, LearningError, OperatorError
 
@@ -32,9 +33,13 @@ def check_address(url: str) -> None:
         )
     try:
         urlsplit(url).port  # noqa: B018 - reading it is the check
-    except ValueError:
+        conninfo_to_dict(url)
+    except (
+        ValueError,
+        psycopg.ProgrammingError,
+    ):  # both show what they could not read, which may be the password
         raise ConfigurationError(
-            f"the database address cannot be read: host or port is malformed. {_ENCODE}"
+            f"the database address or one of its options cannot be read. {_ENCODE}"
         ) from None
 
 
@@ -58,8 +63,6 @@ def explain(error: psycopg.Error, url: str) -> LearningError:
     where = plain_address(url)
     said = _without_password(str(error), url)
     last = said.strip().splitlines()[-1] if said.strip() else type(error).__name__
-    if isinstance(error, psycopg.ProgrammingError) and error.sqlstate is None:
-        return ConfigurationError(f"the database address cannot be read. {_ENCODE}")
     if (
         error.sqlstate == "28P01"
         or "password authentication failed" in said
@@ -77,14 +80,8 @@ def explain(error: psycopg.Error, url: str) -> LearningError:
             f"{where} does not let this user in from here: {last}. Check the user in DATABASE_URL, and on the server "
             "pg_hba.conf; a managed server may want sslmode=require."
         )
-    if (
-        "invalid sslmode" in said
-        or "invalid connection option" in said
-        or "invalid URI query parameter" in said
-    ):
-        return ConfigurationError(
-            f"the database address has an option that is not known: {last}. Correct DATABASE_URL."
-        )
+    if "invalid sslmode" in said:
+        return ConfigurationError(f"the database address has a wrong option: {last}. Correct DATABASE_URL.")
     if error.sqlstate == "42501":
         return AccessRefused(
             f"{where} refused: {last}. Connect as the owner of the tables, or have the rights granted."

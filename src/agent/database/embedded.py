@@ -367,6 +367,9 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _initialise(place: Place, settings: Mapping[str, str]) -> dict[str, object]:
     """Make the cluster if there is none, and check that it is one we can run. Returns what the marker says."""
+    for leftover in place.home.glob("new-*"):
+        # Of a process that was killed here. Its initdb may still be at work: what is left goes the next time.
+        shutil.rmtree(leftover, ignore_errors=True)
     found = place.cluster / "PG_VERSION"
     if not found.exists():
         _initdb(place, durable=settings.get("fsync") != "off")
@@ -399,8 +402,6 @@ def _initialise(place: Place, settings: Mapping[str, str]) -> dict[str, object]:
 
 def _initdb(place: Place, *, durable: bool) -> None:
     programs = postgres_programs(place.account)
-    for leftover in place.home.glob("new-*"):  # of a process that was killed here
-        shutil.rmtree(leftover)
     password = _make_password(place)
     workplace = place.home / f"new-{secrets.token_hex(4)}"
     place.account.make_folder(workplace)

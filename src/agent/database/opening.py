@@ -49,6 +49,11 @@ class EmbeddedDatabase:
         database = self._database or await self._started()
         return await database.call(function, identity, **arguments)
 
+    async def prepare(self) -> None:
+        """Start and migrate the server, where this was not done."""
+        if self._database is None:
+            await self._started()
+
     async def _started(self) -> Any:
         self._starting = self._starting or asyncio.Lock()
         async with self._starting:

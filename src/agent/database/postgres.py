@@ -13,7 +13,7 @@ from psycopg import sql
 from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from agent.database.protocol import CASTS, JSON_ARGUMENTS, refusal, to_json
+from agent.database.protocol import CASTS, JSON_ARGUMENTS, clean, refusal, to_json
 from agent.errors import ConfigurationError, DatabaseUnavailable, LearningError
 from agent.identity import Identity
 
@@ -49,7 +49,7 @@ class PostgresDatabase:
         if identity is not None:
             arguments["identity"] = identity.as_json()
         values = {
-            name: to_json(value) if name in JSON_ARGUMENTS and value is not None else value
+            name: to_json(value) if name in JSON_ARGUMENTS and value is not None else clean(value)
             for name, value in arguments.items()
         }
         statement = self._statement(function, tuple(values))
@@ -78,13 +78,12 @@ class PostgresDatabase:
         """`SELECT public.f(a => %(a)s)`; made once per function and set of arguments."""
         statement = self._statements.get((function, names))
         if statement is None:
-            parts = []
-            for name in names:
-                parts.append(
-                    sql.SQL("{} => {}{}").format(
-                        sql.Identifier(name), sql.Placeholder(name), sql.SQL(CASTS.get(name, ""))
-                    )
+            parts = [
+                sql.SQL("{} => {}{}").format(
+                    sql.Identifier(name), sql.Placeholder(name), sql.SQL(CASTS.get(name, ""))
                 )
+                for name in names
+            ]
             statement = sql.SQL("SELECT {}({})").format(
                 sql.Identifier("public", function), sql.SQL(", ").join(parts)
             )
@@ -144,6 +143,9 @@ class PostgresDatabase:
         pool, self._pool = self._pool, None
         if pool is not None:
             await pool.close(timeout=1)
+
+    async def prepare(self) -> None:
+        """Nothing: the pool opens at the first call."""
 
     async def close(self) -> None:
         """See `agent.database.protocol.Database.close`."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from typing import Any, LiteralString, Protocol
 
 from agent.errors import (
@@ -29,6 +31,9 @@ class Database(Protocol):
             LearningError: another branch of the tree in `agent.errors`, by what the function refused.
         """
 
+    async def prepare(self) -> None:
+        """Do what is done once and may take longer than a call should: the embedded server starts and is migrated."""
+
     async def close(self) -> None:
         """Give back connections; calls after it open new ones."""
 
@@ -49,36 +54,37 @@ JSON_ARGUMENTS = frozenset(
     }
 )
 # Arguments whose type Postgres does not find out from text.
-CASTS: dict[str, LiteralString] = {name: "::jsonb" for name in JSON_ARGUMENTS} | {
+CASTS: dict[str, LiteralString] = dict.fromkeys(JSON_ARGUMENTS, "::jsonb") | {
     "the_memory_id": "::uuid",
     "the_memory_ids": "::uuid[]",
     "run_ids": "::text[]",
     "stores": "::text[]",
 }
 
-_REPLACEMENT = "\ufffd"
+_NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def clean(value: Any) -> Any:
-    """The same document without what Postgres cannot store: NUL and lone surrogates become U+FFFD."""
+    """The same document without what Postgres cannot store: NUL and lone surrogates become U+FFFD, numbers that are
+    none become text."""
     if isinstance(value, str):
-        if "\x00" in value:
-            value = value.replace("\x00", _REPLACEMENT)
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            value = value.encode(errors="replace").decode()
-        return value
+        return _NOT_STORABLE.sub("\ufffd", value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if isinstance(value, dict):
-        return {clean(key): clean(item) for key, item in value.items()}
+        return {clean(key) if _is_key(key) else clean(str(key)): clean(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [clean(item) for item in value]
     return value
 
 
+def _is_key(key: Any) -> bool:
+    return key is None or isinstance(key, str | int | float)
+
+
 def to_json(value: Any) -> str:
-    """A JSON document as Postgres takes it. Dates become ISO text; what JSON cannot say becomes its `str`."""
-    return json.dumps(clean(value), ensure_ascii=False, default=str, allow_nan=False)
+    """A JSON document as Postgres takes it; what JSON cannot say becomes its `str`."""
+    return json.dumps(clean(value), ensure_ascii=False, default=lambda odd: clean(str(odd)), allow_nan=False)
 
 
 def refusal(function: str, sqlstate: str | None, message: str) -> LearningError:

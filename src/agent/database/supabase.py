@@ -8,7 +8,7 @@ import binascii
 import json
 from typing import TYPE_CHECKING, Any
 
-from agent.database.protocol import clean, refusal
+from agent.database.protocol import refusal, to_json
 from agent.errors import AccessRefused, ConfigurationError, DatabaseUnavailable
 from agent.identity import DEFAULT_TENANT, Identity
 from agent.settings import Settings
@@ -71,9 +71,7 @@ class SupabaseDatabase:
             arguments["identity"] = identity.as_json()
         client = await self._open_client()
         try:
-            answer = await client.rpc(
-                function, json.loads(json.dumps(clean(arguments), default=str))
-            ).execute()
+            answer = await client.rpc(function, json.loads(to_json(arguments))).execute()
         except APIError as error:
             code = str(error.code) if error.code is not None else None
             if code in ("401", "403", "PGRST301", "PGRST302", "PGRST303"):
@@ -105,6 +103,9 @@ class SupabaseDatabase:
                     except SupabaseException as error:
                         raise ConfigurationError(f"SUPABASE_URL or its key is not usable: {error}") from None
         return self._client
+
+    async def prepare(self) -> None:
+        """Nothing: the client is made at the first call."""
 
     async def close(self) -> None:
         """See `agent.database.protocol.Database.close`."""

@@ -40,7 +40,7 @@ class Embedder:
         except TimeoutError:
             emit("embedding_failed", model=self.name, reason=f"no answer within {self._timeout}")
             return None
-        except Exception as error:  # a foreign client may raise anything; recall goes on without vectors
+        except Exception as error:  # noqa: BLE001 - a foreign client may raise anything; recall goes on by words
             emit("embedding_failed", model=self.name, reason=type(error).__name__)
             return None
         self._cache[text] = vector

@@ -15,6 +15,7 @@ from agent.portal import portal
 from agent.settings import WorkerMode
 
 if TYPE_CHECKING:
+    from agent.jobs import Worker
     from agent.learning.machine import LearningMachine
 
 _OVERDUE_SECONDS = 10.0
@@ -39,6 +40,8 @@ class InProcessWorker:
         self._working: asyncio.Task[None] | None = None
         self._learning: set[asyncio.Task[None]] = set()
         self._registered = False
+        self._worker: Worker | None = None
+        self._leaving = False
 
     async def recorded(self, identity: Identity) -> None:
         """Take note of a run that was recorded or spooled here."""
@@ -115,17 +118,18 @@ class InProcessWorker:
         from agent.jobs import Worker, run_forever
 
         try:
-            worker = Worker(
-                await self._machine.queue_url(),
+            url = await self._machine.queue_url()
+            self._worker = Worker(
+                url,
                 [self._machine],
                 queues=[self._machine.queue],
                 concurrency=2,
                 stalled_after=self._machine.settings.stalled_after,
             )
-            await run_forever(worker)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # the owner of this task is nobody's caller: what ends it must be heard
+            if self._leaving:
+                return
+            await run_forever(self._worker)
+        except Exception as error:  # noqa: BLE001 - the owner of this task is nobody's caller: it must be heard
             emit("worker_failed", error=f"{type(error).__name__}: {error}")
 
     async def drain(self, timeout: timedelta) -> bool:
@@ -169,15 +173,21 @@ class InProcessWorker:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def stop(self) -> None:
-        """Leave: finish the jobs at hand and take no more."""
+        """Leave: take no more jobs; those at hand get a few seconds, then they are left to be rescued."""
+        self._leaving = True
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
+        for task in (self._watching, *self._learning):
+            if task is not None:
+                task.cancel()
+        # Asked and not cancelled: a queue that is cancelled while it opens leaves connections behind.
+        if self._worker is not None:
+            self._worker.stop(self._machine.settings.exit_timeout)
         tasks = [task for task in (self._watching, self._working, *self._learning) if task is not None]
-        for task in tasks:
-            task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._watching = self._working = None
+        self._watching = self._working = self._worker = None
+        self._leaving = False
         portal().forget(self._finish)
         self._registered = False
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NotRequired, TypedDict, get_type_hints
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage, SystemMessage
@@ -102,9 +102,18 @@ def with_learning(
     everything = make_type(
         "everything", {**dict.fromkeys(builder.channels, Any), **get_type_hints(_Learning)}, total=False
     )
+    run = steps.inner
+
+    # LangGraph finds a subgraph by what a node's function refers to: so Studio can show it and its state.
+    def execute(state: dict[str, Any], config: RunnableConfig) -> dict[str, Any]:
+        return steps.execute(state, config, run.invoke)
+
+    async def aexecute(state: dict[str, Any], config: RunnableConfig) -> dict[str, Any]:
+        return await steps.aexecute(state, config, run.ainvoke)
+
     for name, sync, asynchronous in (
         ("load_knowledge", steps.load_knowledge, steps.aload_knowledge),
-        ("execute", steps.execute, steps.aexecute),
+        ("execute", execute, aexecute),
         ("learn", steps.learn, steps.alearn),
     ):
         node: Any = RunnableLambda(sync, afunc=asynchronous, name=name)
@@ -192,29 +201,33 @@ class _Steps:
 
     # execute
 
-    def execute(self, state: dict[str, Any], config: RunnableConfig) -> dict[str, Any]:
+    def execute(
+        self, state: dict[str, Any], config: RunnableConfig, invoke: Callable[..., Any]
+    ) -> dict[str, Any]:
         """Run the graph with what is known."""
         run = _run_of(state)
         given = self._given(state, run)
         if run is None:
-            return self._changes(given, self.inner.invoke(given, config, output_keys=self._keys))
+            return self._changes(given, invoke(given, config, output_keys=self._keys))
         try:
             with inside(run):
-                result = self.inner.invoke(given, config, output_keys=self._keys)
+                result = invoke(given, config, output_keys=self._keys)
         except BaseException as error:  # recorded as it ended, and raised on, interrupts included
             self._ended_early(state, run, error)
             raise
         return self._changes(given, result)
 
-    async def aexecute(self, state: dict[str, Any], config: RunnableConfig) -> dict[str, Any]:
+    async def aexecute(
+        self, state: dict[str, Any], config: RunnableConfig, invoke: Callable[..., Awaitable[Any]]
+    ) -> dict[str, Any]:
         """The async form of `execute`."""
         run = _run_of(state)
         given = self._given(state, run)
         if run is None:
-            return self._changes(given, await self.inner.ainvoke(given, config, output_keys=self._keys))
+            return self._changes(given, await invoke(given, config, output_keys=self._keys))
         try:
             with inside(run):
-                result = await self.inner.ainvoke(given, config, output_keys=self._keys)
+                result = await invoke(given, config, output_keys=self._keys)
         except BaseException as error:  # recorded as it ended, and raised on, interrupts included
             self._ended_early(state, run, error)
             raise

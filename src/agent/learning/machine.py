@@ -147,6 +147,7 @@ class LearningMachine:
                 stores=[store.name for store in self.stores],
                 queue=self.queue,
                 embedder=self._embedder,
+                delivered=self._worker.recorded,
             )
         return self._recorder
 
@@ -428,7 +429,7 @@ class LearningMachine:
         if isinstance(store, SessionContextStore):
             if field not in store.fields or identity.session_id is None:
                 raise InvalidLearning(
-                    f"store='session_context' needs a session_id in the identity and field= one of {list(store.fields)};"
+                    f"store='session_context' needs a session_id in the identity and a field of {list(store.fields)};"
                     f" field={field!r}, session_id={identity.session_id!r}"
                 )
             return operation | {"field": field, "session_id": identity.session_id}

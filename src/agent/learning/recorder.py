@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from agent.database.protocol import Database
-from agent.errors import DatabaseUnavailable, LearningError, OperatorError
+from agent.errors import DatabaseUnavailable, LearningError, MigrationError, OperatorError
 from agent.events import emit
 from agent.identity import Identity
 from agent.learning.embedding import Embedder
@@ -31,12 +31,14 @@ class Recorder:
         stores: Sequence[str],
         queue: str,
         embedder: Embedder | None,
+        delivered: Callable[[Identity], Awaitable[None]],
     ) -> None:
         self._database = database
         self._settings = settings
         self._stores = list(stores)
         self._queue = queue
         self._embedder = embedder
+        self._delivered = delivered
         self._delivering = asyncio.Lock()
         self.spool = Spool(settings.data_dir / "spool")
 
@@ -49,6 +51,7 @@ class Recorder:
         if not identity.is_somebody:
             return _NOTHING
         try:
+            await self._database.prepare()
             async with asyncio.timeout(self._settings.recall_timeout.total_seconds()):
                 memories = await self._recall_memories(identity, question)
         except TimeoutError:
@@ -117,16 +120,19 @@ class Recorder:
             for spooled in await asyncio.to_thread(lambda: list(self.spool.waiting())):
                 try:
                     await self._database.call("record_run", spooled.identity, run=spooled.run)
-                except DatabaseUnavailable:
-                    break
-                except OperatorError:
-                    break  # a migration or a grant is missing: the operator mends it, the runs wait
+                except (DatabaseUnavailable, MigrationError):
+                    break  # none of them can go now
+                except OperatorError as error:  # a key or a grant: the operator mends it, the run waits
+                    emit("spooled_run_delivery_failed", run_id=spooled.run.get("run_id"), reason=str(error))
+                    continue
                 except LearningError as error:
                     await asyncio.to_thread(self.spool.set_aside, spooled.path)
                     emit("spooled_run_refused", run_id=spooled.run.get("run_id"), reason=str(error))
                     continue
                 await asyncio.to_thread(self.spool.delivered, spooled.path)
                 delivered += 1
+                if spooled.run["status"] == "completed":
+                    await self._delivered(spooled.identity)
         if delivered:
             emit("spooled_runs_delivered", runs=delivered)
         return delivered

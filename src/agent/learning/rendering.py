@@ -20,8 +20,20 @@ _SECTIONS = (
     ("user_memory", "user_memories"),
 )
 _LINE_CHARACTERS_MAX = 1_200
-_BLOCK = re.compile(r"<learned_knowledge>.*?(?:</learned_knowledge>|\Z)", re.DOTALL)
-_BREAKS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]+")
+_BLOCK = re.compile(
+    r"(?:<|&lt;)\s{0,8}learned_knowledge\s{0,8}(?:>|&gt;).*?"
+    r"(?:(?:<|&lt;)\s{0,8}/\s{0,8}learned_knowledge\s{0,8}(?:>|&gt;)|\Z)",
+    re.DOTALL | re.IGNORECASE,
+)
+_LINE_OF_BLOCK = re.compile(
+    r"^[ \t]*- .*\b\d{4}-\d\d-\d\d, (?:user|tool|model|external), id [0-9a-f]{8}\][ \t]*$", re.MULTILINE
+)
+_BREAKS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200b\u200c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]+")
+# Unicode's default ignorable code points, by which text can be carried unseen: joiners, fillers, selectors, tags.
+_HIDDEN = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200d\u2060-\u2065\u206a-\u206f\u3164\ufe00-\ufe0f"
+    "\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]+"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +53,23 @@ def tokens(text: str) -> int:
 
 def inert(text: str) -> str:
     """One line that cannot close the block, open another, or hide anything: angle brackets and ampersands are escaped,
-    line breaks, control and invisible characters become one space."""
-    line = _BREAKS.sub(" ", text).strip()
+    line breaks, control and direction characters become one space, what cannot be seen is left out."""
+    line = _BREAKS.sub(" ", _HIDDEN.sub("", text)).strip()
     if len(line) > _LINE_CHARACTERS_MAX:
         line = line[:_LINE_CHARACTERS_MAX].rstrip() + " …"
     return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def without_recalled(text: str) -> str:
-    """The text without rendered blocks, so that what was recalled is not learned again."""
-    return _BLOCK.sub("", text).strip() if OPENING in text else text
+    """The text without rendered blocks and without lines of one, so that what was recalled is not learned again."""
+    left = text
+    if "learned_knowledge" in text.lower():
+        left = _BLOCK.sub("", text)
+        if (hidden := _BLOCK.search(left)) is not None:  # taking out a block has made another of what was around it
+            left = left[: hidden.start()]
+    if ", id " in left:
+        left = _LINE_OF_BLOCK.sub("", left)
+    return left if left == text else left.strip()
 
 
 def _line(memory: Memory) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
@@ -76,5 +76,8 @@ def _read(source: Any, name: str) -> Any:
     return value
 
 
-def _text(value: Any) -> str | None:
-    return None if value is None or value == "" else str(value)
+def _text(value: Any) -> Any:
+    """The value as text; `None` for none. What is no single value stays as it is, and `Identity` refuses it by name."""
+    if value is None or value == "":
+        return None
+    return value if isinstance(value, bool | bytes | bytearray | Mapping | Set | Sequence) else str(value)

@@ -13,6 +13,8 @@ from langchain_core.messages import (
     AIMessage,
     AnyMessage,
     BaseMessage,
+    ChatMessage,
+    FunctionMessage,
     HumanMessage,
     SystemMessage,
     ToolMessage,
@@ -25,6 +27,12 @@ RunStatus = Literal["completed", "interrupted", "failed", "cancelled", "blocked"
 KNOWLEDGE_MESSAGE_ID = "learned_knowledge"
 """Id of the system message by which `with_learning` hands knowledge to inner agents; never recorded."""
 
+_ROLES: tuple[tuple[type[BaseMessage], str], ...] = (
+    (HumanMessage, "user"),
+    (AIMessage, "assistant"),
+    (ToolMessage, "tool"),
+    (FunctionMessage, "tool"),
+)
 _CONTENT_CHARACTERS_MAX = 2_000_000
 _ERROR_CHARACTERS_MAX = 2_000
 
@@ -96,8 +104,11 @@ def text_of(content: Any) -> str:
 def message_as_json(message: BaseMessage) -> dict[str, Any]:
     """One message in the form of `agent_run.messages`."""
     text = without_recalled(text_of(message.content))[:_CONTENT_CHARACTERS_MAX]
-    role = {"human": "user", "ai": "assistant"}.get(message.type, message.type)
-    plain: dict[str, Any] = {"message_id": message.id or str(uuid.uuid4()), "role": role, "content": text}
+    plain: dict[str, Any] = {
+        "message_id": message.id or str(uuid.uuid4()),
+        "role": _role_of(message),
+        "content": text,
+    }
     if isinstance(message, AIMessage) and message.tool_calls:
         plain["tool_calls"] = [
             {"id": call.get("id"), "name": call["name"], "args": call["args"]} for call in message.tool_calls
@@ -108,6 +119,16 @@ def message_as_json(message: BaseMessage) -> dict[str, Any]:
         if message.status == "error":
             plain["is_error"] = True
     return plain
+
+
+def _role_of(message: BaseMessage) -> str:
+    """By class, because the type of a streamed message is the name of its class."""
+    if isinstance(message, ChatMessage):
+        return {"human": "user", "ai": "assistant"}.get(message.role, message.role)
+    for kind, role in _ROLES:
+        if isinstance(message, kind):
+            return role
+    return message.type
 
 
 def messages_of_run(
@@ -163,14 +184,24 @@ def tool_errors_of(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]
 
 
 _SECRETS = re.compile(
-    r"(?i)((?:password|passwd|secret|token|api[-_]?key)\s*[=:]\s*)\S+|(://[^:/\s]+:)[^@\s]+(?=@)|\bsk-[\w-]{8,}"
+    r"""(?ix)
+    ((?:password|passwd|secret|token|api[-_]?key|authorization)["']?\s*[=:]\s*(?:bearer\s+)?["']?)[^\s"'&,;}\]]+
+    | (://[^:/\s]*:)[^@\s]+(?=@)
+    | \b(?:sk-|sbp_|sb_secret_|bearer\s+)[\w.-]{8,}
+    | \beyJ[\w-]{8,}\.[\w-]+\.[\w-]+  # a JWT
+    """
 )
 
 
 def describe_error(error: BaseException) -> str:
     """An exception for the record: class and message, without what looks like a key."""
-    text = f"{type(error).__name__}: {error}"[:_ERROR_CHARACTERS_MAX]
-    return _SECRETS.sub(lambda found: (found[1] or found[2] or "") + "…", text)
+    try:
+        said = str(error)
+    except Exception:  # noqa: BLE001 - a foreign class; that it has no words must not hide what happened
+        said = "(it cannot be printed)"
+    text = f"{type(error).__name__}: {said}"[: 2 * _ERROR_CHARACTERS_MAX]
+    shown = _SECRETS.sub(lambda found: (found[1] or found[2] or "") + "…", text)
+    return shown[:_ERROR_CHARACTERS_MAX]
 
 
 def run_as_json(

@@ -244,9 +244,7 @@ def _has_levels(value: Any, levels: int) -> bool:
     return True
 
 
-_EMBEDDED = re.compile(
-    r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?[\w;=.-]*;base64,(?P<data>[A-Za-z0-9+/=_-]{256,})"
-)
+_EMBEDDED = re.compile(r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?[\w;=.-]*;base64,(?P<data>[A-Za-z0-9+/=_-]{256,})")
 
 
 def _text(content: Any) -> str:

@@ -1,0 +1,79 @@
+# The same commands for a person and for CI. `make help` lists them. Needs Python 3.11 or newer, git and make.
+
+VENV := .venv
+BIN := $(VENV)/bin
+BENCH_VENV := .venv-bench
+TEST := $(BIN)/python -m pytest -n 2
+
+# The newest Python that runs. Some names on the PATH are stand-ins for a Python that is not there, so each is tried.
+PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3 python; do \
+	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$name" && break; done)
+
+# Where tests and benchmarks find recorded data that is not part of this repository.
+LEARNING_DATA ?= ../shared/data
+export LEARNING_DATA
+
+PIP := -m pip --disable-pip-version-check --no-input install --quiet --no-warn-script-location
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo dev test check bench docs lock print-test
+
+help:  ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+install: $(VENV)/.installed  ## set up .venv from requirements.lock; every other command does it by itself
+
+demo: install  ## a conversation, what was learned from it, and a second one that knows it
+	@$(BIN)/agent demo $(ARGS)
+
+dev: install .env  ## the graphs under `langgraph dev`
+	@LANGGRAPH_CLI_NO_ANALYTICS=1 LANGGRAPH_NO_VERSION_CHECK=1 $(BIN)/langgraph dev --no-browser $(ARGS)
+
+test: install  ## all tests; ARGS="-k name" for some
+	@$(TEST) $(ARGS)
+
+check: install  ## linter and types
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m mypy
+
+bench: $(BENCH_VENV)/.installed  ## time added to a run, beside other libraries; ARGS=--quick for a short one
+	@$(BENCH_VENV)/bin/python -m benchmarks.request_path $(ARGS)
+
+docs: install  ## run the code in the documentation
+	@$(BIN)/python -m pytest tests/docs $(ARGS)
+
+lock:  ## renew the lock files (needs uv)
+	@printf 'hatchling>=1.27\neditables>=0.5\n' | $(LOCK) --group dev --output-file requirements.lock -
+	@printf 'hatchling>=1.27\neditables>=0.5\n' | $(LOCK) --group bench --constraint requirements.lock \
+		--output-file requirements-bench.lock -
+
+# For .ci/run, whose exit status shall be that of the tests and not make's.
+print-test:
+	@echo $(TEST)
+
+LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	--no-emit-index-url --no-emit-find-links pyproject.toml
+
+.env:
+	@cp .env.example .env
+	@echo "wrote .env from .env.example"
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(call set_up,$(VENV),requirements.lock)
+
+$(BENCH_VENV)/.installed: requirements-bench.lock pyproject.toml
+	$(call set_up,$(BENCH_VENV),requirements-bench.lock)
+
+# The lock has the build tools too, so that nothing comes in unpinned.
+define set_up
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "Python 3.11 or newer" \
+		"is needed and was not found ('$(PYTHON)'). Install it, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(1)/bin/python -c '' 2>/dev/null || { rm -rf $(1) && "$(PYTHON)" -m venv $(1); } || { \
+		echo "$(PYTHON) could not make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv" >&2; \
+		rm -rf $(1); exit 1; }
+	@echo "installing into $(1), about a minute the first time"
+	@echo '*' > $(1)/.gitignore
+	@$(1)/bin/python $(PIP) --require-hashes -r $(2)
+	@$(1)/bin/python $(PIP) --no-deps --no-build-isolation --editable .
+	@touch $(1)/.installed
+endef

@@ -1,0 +1,1 @@
+"""Other people's learning, run by the same harness with the same scripted model."""

@@ -1,0 +1,552 @@
+"""The middleware inside `create_agent`: recall, recording, identity, ends that no hook sees."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from langchain.agents import create_agent
+from langchain.agents.middleware import (
+    AgentMiddleware,
+    HumanInTheLoopMiddleware,
+    ModelCallLimitMiddleware,
+    PIIMiddleware,
+    SummarizationMiddleware,
+    hook_config,
+)
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command, interrupt
+
+from agent import (
+    ConfigurationError,
+    Identity,
+    LearningMachine,
+    LearningMiddleware,
+    LearningMode,
+    UserMemoryConfig,
+    UserProfileConfig,
+    current_knowledge,
+    listening,
+)
+from agent.events import Event
+from agent.learning.rendering import OPENING
+from agent.testing import ScriptedChat, tool_call
+from agent.testing.throwaway import ThrowawayDatabase
+from tests.integration.agents import (
+    ASYNC_AND_SYNC,
+    as_user,
+    call,
+    machine_on,
+    memories_of,
+    run_of,
+    runs_of,
+    said,
+    tell_knowledge,
+)
+
+colours = pytest.mark.parametrize("colour", ASYNC_AND_SYNC)
+
+
+@pytest.fixture
+def machine(learning_database: ThrowawayDatabase) -> Iterator[LearningMachine]:
+    made = machine_on(learning_database)
+    yield made
+    asyncio.run(made.aclose())
+
+
+@tool
+def delete_account(account: str) -> str:
+    """Delete an account."""
+    return f"deleted {account}"
+
+
+@colours
+def test_what_is_said_in_one_conversation_is_known_in_the_next(colour: str, machine: LearningMachine) -> None:
+    agent = create_agent(ScriptedChat(script=[tell_knowledge]), [], middleware=[LearningMiddleware(machine)])
+    told = "I prefer concise answers and I work on billing"
+    call(colour, agent, said(told), as_user("ada", "1"))
+    assert machine.drain_sync()
+
+    answer = call(colour, agent, said("What do you know about me?"), as_user("ada", "2"))["messages"][-1].text
+
+    assert told in answer
+    assert answer.count(OPENING) == 1
+
+
+@colours
+def test_the_knowledge_is_the_last_block_of_the_system_message_and_stays_out_of_the_state(
+    colour: str, machine: LearningMachine
+) -> None:
+    model = ScriptedChat(script=["ok"])
+    agent = create_agent(model, [], system_prompt="You are terse.", middleware=[LearningMiddleware(machine)])
+    call(colour, agent, said("My cat is called Mimi"), as_user("ada", "1"))
+    machine.drain_sync()
+
+    result = call(colour, agent, said("What is my cat called?"), as_user("ada", "2"))
+
+    system = model.calls[-1].messages[0]
+    assert isinstance(system, SystemMessage)
+    blocks = system.content_blocks
+    assert blocks[0] == {"type": "text", "text": "You are terse."}
+    assert "Mimi" in str(blocks[-1])
+    assert OPENING not in str(result)
+    assert set(result) == {"messages"}
+
+
+@colours
+def test_another_user_and_nobody_know_nothing(colour: str, machine: LearningMachine) -> None:
+    agent = create_agent(ScriptedChat(script=[tell_knowledge]), [], middleware=[LearningMiddleware(machine)])
+    call(colour, agent, said("My secret number is 7421"), as_user("ada", "1"))
+    machine.drain_sync()
+
+    other = call(colour, agent, said("What is the secret number?"), as_user("bob", "2"))
+    nobody = call(colour, agent, said("What is the secret number?"), {"configurable": {"thread_id": "3"}})
+
+    assert other["messages"][-1].text == nobody["messages"][-1].text == "nothing"
+    assert {run["user_id"] for run in runs_of(machine)} == {"ada", "bob"}
+
+
+@dataclass
+class Context:
+    user_id: str
+    tenant_id: str | None = None
+
+
+@colours
+@pytest.mark.parametrize("user_id", ["a.b@example.com", "o'brien", "🙂", "a/b%2E_c", "x" * 512])
+def test_any_text_is_a_user_id(colour: str, user_id: str, machine: LearningMachine) -> None:
+    agent = create_agent(
+        ScriptedChat(script=[tell_knowledge]), [], middleware=[LearningMiddleware(machine)], context_schema=Context
+    )
+    call(colour, agent, said("I live in Haifa"), {"configurable": {"thread_id": "1"}}, context=Context(user_id))
+    machine.drain_sync()
+
+    known = call(colour, agent, said("Where do I live?"), {}, context=Context(user_id))
+    elsewhere = call(colour, agent, said("Where do I live?"), {}, context=Context(user_id, "other tenant"))
+
+    assert "Haifa" in known["messages"][-1].text
+    assert elsewhere["messages"][-1].text == "nothing"
+
+
+@colours
+def test_the_identity_survives_an_interrupt_and_a_resume_that_names_nobody(
+    colour: str, machine: LearningMachine
+) -> None:
+    agent = create_agent(
+        ScriptedChat(script=[tool_call("delete_account", account="7"), "done"]),
+        [delete_account],
+        middleware=[LearningMiddleware(machine), HumanInTheLoopMiddleware({"delete_account": True})],
+        checkpointer=InMemorySaver(),
+        context_schema=Context,
+    )
+    thread = {"configurable": {"thread_id": "1"}}
+    paused = call(colour, agent, said("delete account 7"), thread, context=Context("ada"))
+
+    [run] = runs_of(machine)
+    assert (run["status"], run["user_id"]) == ("interrupted", "ada")
+
+    answer = {paused["__interrupt__"][0].id: {"decisions": [{"type": "approve"}]}}
+    call(colour, agent, Command(resume=answer), thread)
+
+    [run] = runs_of(machine)
+    assert (run["status"], run["user_id"], run["message_count"]) == ("completed", "ada", 4)
+    recorded = run_of(machine, run["run_id"])["messages"]
+    assert [message["role"] for message in recorded] == ["user", "assistant", "tool", "assistant"]
+
+
+@colours
+def test_an_interrupt_inside_a_tool_passes_through_and_the_run_is_interrupted(
+    colour: str, machine: LearningMachine
+) -> None:
+    @tool
+    def ask(question: str) -> str:
+        """Ask a person."""
+        return str(interrupt(question))
+
+    agent = create_agent(
+        ScriptedChat(script=[tool_call("ask", question="sure?"), "done"]),
+        [ask],
+        middleware=[LearningMiddleware(machine)],
+        checkpointer=InMemorySaver(),
+    )
+    paused = call(colour, agent, said("go"), as_user("ada", "1"))
+    assert paused["__interrupt__"][0].value == "sure?"
+    assert [run["status"] for run in runs_of(machine)] == ["interrupted"]
+
+    ended = call(
+        colour,
+        agent,
+        Command(resume={paused["__interrupt__"][0].id: "yes"}),
+        {"configurable": {"thread_id": "1"}},
+    )
+
+    assert ended["messages"][-2].text == "yes"
+    assert [(run["status"], run["user_id"]) for run in runs_of(machine)] == [("completed", "ada")]
+
+
+@colours
+def test_a_failed_run_is_recorded_as_failed_without_secrets_and_teaches_nothing(
+    colour: str, machine: LearningMachine
+) -> None:
+    agent = create_agent(
+        ScriptedChat(script=[RuntimeError("api_key=sk-0123456789abcdef refused")]),
+        [],
+        middleware=[LearningMiddleware(machine)],
+    )
+    with pytest.raises(RuntimeError, match="refused"):
+        call(colour, agent, said("I live on the moon"), as_user("ada", "1"))
+
+    [run] = runs_of(machine)
+    assert run["status"] == "failed"
+    assert run["error"].startswith("RuntimeError: ")
+    assert "0123456789" not in run["error"]
+    assert machine.drain_sync()
+    assert memories_of(machine, "ada") == []
+
+
+@colours
+def test_a_failure_after_a_resume_is_recorded(colour: str, machine: LearningMachine) -> None:
+    agent = create_agent(
+        ScriptedChat(script=[tool_call("delete_account", account="7"), ValueError("broken")]),
+        [delete_account],
+        middleware=[LearningMiddleware(machine), HumanInTheLoopMiddleware({"delete_account": True})],
+        checkpointer=InMemorySaver(),
+    )
+    paused = call(colour, agent, said("delete account 7"), as_user("ada", "1"))
+    answer = {paused["__interrupt__"][0].id: {"decisions": [{"type": "approve"}]}}
+    with pytest.raises(ValueError, match="broken"):
+        call(colour, agent, Command(resume=answer), {"configurable": {"thread_id": "1"}})
+
+    assert [(run["status"], run["user_id"]) for run in runs_of(machine)] == [("failed", "ada")]
+
+
+def test_a_cancelled_run_is_recorded_as_cancelled(machine: LearningMachine) -> None:
+    from datetime import timedelta
+
+    agent = create_agent(
+        ScriptedChat(script=["late"], delay=timedelta(seconds=30)), [], middleware=[LearningMiddleware(machine)]
+    )
+
+    async def give_up() -> None:
+        task = asyncio.create_task(agent.ainvoke(said("hurry"), as_user("ada", "1")))
+        while not machine.recorder or not agent:  # the run is under way once the loop has turned
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(give_up())
+
+    assert [run["status"] for run in runs_of(machine)] == ["cancelled"]
+
+
+@colours
+def test_a_run_ended_by_another_middleware_is_blocked_and_teaches_nothing(
+    colour: str, machine: LearningMachine
+) -> None:
+    class Guard(AgentMiddleware[Any, Any]):
+        @hook_config(can_jump_to=["end"])
+        def before_model(self, state: Any, runtime: Any) -> dict[str, Any]:
+            return {"messages": [AIMessage("I cannot help with that.")], "jump_to": "end"}
+
+        @hook_config(can_jump_to=["end"])
+        async def abefore_model(self, state: Any, runtime: Any) -> dict[str, Any]:
+            return self.before_model(state, runtime)
+
+    agent = create_agent(ScriptedChat(script=["never"]), [], middleware=[LearningMiddleware(machine), Guard()])
+    call(colour, agent, said("I live on Mars"), as_user("ada", "1"))
+
+    assert [run["status"] for run in runs_of(machine)] == ["blocked"]
+    machine.drain_sync()
+    assert memories_of(machine, "ada") == []
+
+
+def test_limits_and_pii_guards_of_langchain_count_as_blocked(machine: LearningMachine) -> None:
+    limited = create_agent(
+        ScriptedChat(script=[tool_call("delete_account", account="1")]),
+        [delete_account],
+        middleware=[LearningMiddleware(machine), ModelCallLimitMiddleware(run_limit=1)],
+    )
+    limited.invoke(said("go"), as_user("ada", "1"))  # type: ignore[arg-type]
+    guarded = create_agent(
+        ScriptedChat(script=["never"]),
+        [],
+        middleware=[LearningMiddleware(machine), PIIMiddleware("email", strategy="block")],
+    )
+    with pytest.raises(Exception, match="(?i)email"):
+        guarded.invoke(said("I am ada@example.com"), as_user("ada", "2"))  # type: ignore[arg-type]
+
+    assert [run["status"] for run in runs_of(machine)] == ["blocked", "blocked"]
+
+
+@colours
+def test_messages_that_a_summary_removed_are_still_recorded(colour: str, machine: LearningMachine) -> None:
+    summariser = SummarizationMiddleware(
+        ScriptedChat(script=["They talked."]), trigger=("messages", 3), keep=("messages", 1)
+    )
+    agent = create_agent(
+        ScriptedChat(
+            script=[tool_call("delete_account", account="1"), tool_call("delete_account", account="2"), "done"]
+        ),
+        [delete_account],
+        middleware=[LearningMiddleware(machine), summariser],
+    )
+    call(colour, agent, said("delete accounts 1 and 2"), as_user("ada", "1"))
+
+    [run] = runs_of(machine)
+    messages = run_of(machine, run["run_id"])["messages"]
+    assert run["status"] == "completed"
+    assert [m["content"] for m in messages if m["role"] == "tool"] == ["deleted 1", "deleted 2"]
+    assert any(m["content"] == "delete accounts 1 and 2" for m in messages)
+
+
+@colours
+def test_only_the_messages_of_a_run_are_recorded_with_it(colour: str, machine: LearningMachine) -> None:
+    agent = create_agent(
+        ScriptedChat(script=["one", "two"]),
+        [],
+        middleware=[LearningMiddleware(machine)],
+        checkpointer=InMemorySaver(),
+    )
+    call(colour, agent, said("first"), as_user("ada", "1"))
+    call(colour, agent, said("second"), as_user("ada", "1"))
+
+    contents = [
+        [message["content"] for message in run_of(machine, run["run_id"])["messages"]] for run in runs_of(machine)
+    ]
+    assert sorted(contents) == [["first", "one"], ["second", "two"]]
+
+
+@colours
+def test_tools_answer_from_the_receipt(colour: str, learning_database: ThrowawayDatabase) -> None:
+    machine = machine_on(
+        learning_database,
+        user_profile=UserProfileConfig(mode=LearningMode.AGENTIC),
+        user_memory=UserMemoryConfig(mode=LearningMode.AGENTIC),
+    )
+    agent = create_agent(
+        ScriptedChat(
+            script=[
+                tool_call("update_user_profile", name="Ada", preferences="concise"),
+                tool_call("save_user_memory", content="Works on billing"),
+                tool_call("save_user_memory", content="works on  BILLING."),
+                tool_call("update_user_profile", clear_fields=["name"]),
+                "done",
+            ]
+        ),
+        [],
+        middleware=[LearningMiddleware(machine)],
+    )
+    result = call(colour, agent, said("hello"), as_user("ada", "1"))
+
+    answers = [message for message in result["messages"] if message.type == "tool"]
+    assert answers[0].text == "Saved: name = Ada; Saved: preferences = concise"
+    assert answers[1].text.startswith("Saved (memory ")
+    assert answers[2].text.startswith("Already known (memory ")
+    assert answers[3].text == "Forgot: name"
+    assert {message.status for message in answers} == {"success"}
+    learned = asyncio.run(machine.get_learnings(identity=Identity(user_id="ada")))
+    assert {memory["content"] for memory in learned} == {"concise", "Works on billing"}
+    assert {memory["trust"] for memory in learned} == {"model"}
+    [run] = runs_of(machine)
+    assert {memory["run_id"] for memory in learned} == {run["run_id"]}
+    asyncio.run(machine.aclose())
+
+
+@colours
+def test_a_tool_that_saved_nothing_says_so(colour: str, learning_database: ThrowawayDatabase) -> None:
+    away = learning_database.settings.model_copy(update={"database_url": _closed_port()})
+    machine = LearningMachine(settings=away, user_memory=UserMemoryConfig(mode=LearningMode.AGENTIC))
+    agent = create_agent(
+        ScriptedChat(script=[tool_call("save_user_memory", content="Works on billing"), "sorry"]),
+        [],
+        middleware=[LearningMiddleware(machine)],
+    )
+    result = call(colour, agent, said("remember billing"), as_user("ada", "1"))
+
+    answer = result["messages"][-2]
+    assert (answer.text, answer.status) == ("Nothing was saved: the memory cannot be reached right now.", "error")
+    assert result["messages"][-1].text == "sorry"
+
+
+def _closed_port() -> Any:
+    import socket
+
+    from pydantic import SecretStr
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return SecretStr(f"postgresql://nobody:hidden@127.0.0.1:{port}/none")
+
+
+@colours
+def test_the_agent_answers_while_the_database_is_away_and_the_run_is_kept(
+    colour: str, learning_database: ThrowawayDatabase
+) -> None:
+    settings = learning_database.settings
+    machine = LearningMachine(settings=settings.model_copy(update={"database_url": _closed_port()}))
+    agent = create_agent(ScriptedChat(script=["hello"]), [], middleware=[LearningMiddleware(machine)])
+    events: list[Event] = []
+    with listening(events.append):
+        result = call(colour, agent, said("I live in Haifa"), as_user("ada", "1"))
+
+    assert result["messages"][-1].text == "hello"
+    assert [event.name for event in events] == ["recall_failed", "run_spooled"]
+    assert "hidden" not in str(events)
+
+    back = machine_on(learning_database)
+    assert back.drain_sync()
+    assert back.drain_sync()
+    assert memories_of(back, "ada") == ["I live in Haifa"]
+    assert [run["status"] for run in runs_of(back)] == ["completed"]
+    asyncio.run(back.aclose())
+
+
+@colours
+def test_an_agent_inside_a_tool_shares_knowledge_and_run_of_the_agent_around_it(
+    colour: str, machine: LearningMachine
+) -> None:
+    seen: list[str] = []
+    inner = create_agent(ScriptedChat(script=[tell_knowledge]), [], middleware=[LearningMiddleware(machine)])
+
+    @tool
+    async def ask_specialist(question: str) -> str:
+        """Ask a specialist."""
+        seen.append(current_knowledge())
+        answer = await inner.ainvoke({"messages": [HumanMessage(question)]})
+        return str(answer["messages"][-1].text)
+
+    @tool("ask_specialist")
+    def ask_specialist_sync(question: str) -> str:
+        """Ask a specialist."""
+        seen.append(current_knowledge())
+        return str(inner.invoke({"messages": [HumanMessage(question)]})["messages"][-1].text)
+
+    outer = create_agent(
+        ScriptedChat(script=["noted", tool_call("ask_specialist", question="who?"), "done"]),
+        [ask_specialist if colour == "async" else ask_specialist_sync],
+        middleware=[LearningMiddleware(machine)],
+    )
+    call(colour, outer, said("My dog is called Rex"), as_user("ada", "1"))
+    machine.drain_sync()
+    result = call(colour, outer, said("Ask about my dog"), as_user("ada", "2"))
+
+    assert "Rex" in result["messages"][-2].text
+    assert "Rex" in seen[0]
+    assert current_knowledge() == ""
+    assert len(runs_of(machine)) == 2  # the inner agent's work belongs to the outer run
+
+
+@colours
+def test_two_storage_calls_a_run(colour: str, machine: LearningMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    original = machine.database.call
+
+    async def counting(function: str, *arguments: Any, **named: Any) -> Any:
+        called.append(function)
+        return await original(function, *arguments, **named)
+
+    monkeypatch.setattr(machine.database, "call", counting)
+    agent = create_agent(
+        ScriptedChat(script=[tool_call("delete_account", account="1"), "done"]),
+        [delete_account],
+        middleware=[LearningMiddleware(machine)],
+    )
+    call(colour, agent, said("go"), as_user("ada", "1"))
+
+    # What the worker beside it calls is not the run's.
+    assert [name for name in called if name in ("recall_context", "record_run", "upsert_learnings")] == [
+        "recall_context",
+        "record_run",
+    ]
+
+
+def test_many_concurrent_runs_of_many_users_keep_apart(machine: LearningMachine) -> None:
+    agent = create_agent(ScriptedChat(script=[tell_knowledge]), [], middleware=[LearningMiddleware(machine)])
+
+    async def talk(number: int, turn: str) -> str:
+        text = f"My favourite number is {number}" if turn == "tell" else "What is my favourite number?"
+        result = await agent.ainvoke(said(text), as_user(f"user {number}", f"{turn} {number}"))  # type: ignore[arg-type]
+        return str(result["messages"][-1].text)
+
+    async def crowd(turn: str) -> list[str]:
+        return list(await asyncio.gather(*(talk(number, turn) for number in range(40))))
+
+    asyncio.run(crowd("tell"))
+    assert machine.drain_sync()
+    for number, answer in enumerate(asyncio.run(crowd("ask"))):
+        assert f"number is {number} [" in answer
+        assert answer.count("favourite number is") == 1
+
+
+def test_inside_a_deep_agent(machine: LearningMachine) -> None:
+    from deepagents import create_deep_agent
+
+    agent = create_deep_agent(ScriptedChat(script=[tell_knowledge]), middleware=[LearningMiddleware(machine)])
+    agent.invoke(said("I keep bees"), as_user("ada", "1"))  # type: ignore[arg-type]
+    machine.drain_sync()
+
+    answer = agent.invoke(said("What do I keep?"), as_user("ada", "2"))  # type: ignore[arg-type]
+
+    assert "I keep bees" in answer["messages"][-1].text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"user_memory": "yes"},
+        {"user_profile": UserMemoryConfig()},
+        {"model": 7},
+    ],
+)
+def test_wrong_arguments_are_refused_on_construction(
+    options: dict[str, Any], learning_database: ThrowawayDatabase
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"{next(iter(options))}="):
+        LearningMiddleware(settings=learning_database.settings, **options)
+
+
+def test_machine_and_keywords_at_once_are_refused(machine: LearningMachine) -> None:
+    with pytest.raises(TypeError, match="not both: user_memory"):
+        LearningMiddleware(machine, user_memory=False)
+    with pytest.raises(TypeError, match="unknown_option"):
+        LearningMiddleware(unknown_option=1)
+
+
+@colours
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "NUL \x00 and a lone surrogate \ud800",
+        [{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}],
+        "x" * 1_000_000,
+    ],
+    ids=["empty", "nul", "image", "1 MB"],
+)
+def test_odd_messages_are_recorded_and_hurt_nobody(colour: str, content: Any, machine: LearningMachine) -> None:
+    agent = create_agent(ScriptedChat(script=["ok"]), [], middleware=[LearningMiddleware(machine)])
+    result = call(colour, agent, {"messages": [HumanMessage(content)]}, as_user("ada", "1"))
+
+    assert result["messages"][-1].text == "ok"
+    [run] = runs_of(machine)
+    assert run["status"] == "completed"
+    assert machine.drain_sync()
+    assert "AAAA" not in str(run_of(machine, run["run_id"]))
+
+
+def test_the_exposures_of_a_run_are_what_was_rendered(machine: LearningMachine) -> None:
+    agent = create_agent(ScriptedChat(script=["ok"]), [], middleware=[LearningMiddleware(machine)])
+    agent.invoke(said("I keep bees"), as_user("ada", "1"))  # type: ignore[arg-type]
+    machine.drain_sync()
+    agent.invoke(said("Bees?"), as_user("ada", "2"))  # type: ignore[arg-type]
+
+    newest = runs_of(machine)[0]
+    assert [shown["content"] for shown in run_of(machine, newest["run_id"])["exposures"]] == ["I keep bees"]
