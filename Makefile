@@ -3,7 +3,6 @@
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH_VENV := .venv-bench
-TEST := $(BIN)/python -m pytest -n 2
 
 # The newest Python that runs. Some names on the PATH are stand-ins for a Python that is not there, so each is tried.
 PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3 python; do \
@@ -16,7 +15,7 @@ export LEARNING_DATA
 PIP := -m pip --disable-pip-version-check --no-input install --quiet --no-warn-script-location
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test check bench docs lock print-test
+.PHONY: help install demo dev test check bench docs lock
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -30,7 +29,7 @@ dev: install .env  ## the graphs under `langgraph dev`
 	@LANGGRAPH_CLI_NO_ANALYTICS=1 LANGGRAPH_NO_VERSION_CHECK=1 $(BIN)/langgraph dev --no-browser $(ARGS)
 
 test: install  ## all tests; ARGS="-k name" for some
-	@$(TEST) $(ARGS)
+	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
 check: install  ## linter and types
 	@$(BIN)/python -m ruff check .
@@ -46,10 +45,6 @@ lock:  ## renew the lock files (needs uv)
 	@printf 'hatchling>=1.27\neditables>=0.5\n' | $(LOCK) --group dev --output-file requirements.lock -
 	@printf 'hatchling>=1.27\neditables>=0.5\n' | $(LOCK) --group bench --constraint requirements.lock \
 		--output-file requirements-bench.lock -
-
-# For .ci/run, whose exit status shall be that of the tests and not make's.
-print-test:
-	@echo $(TEST)
 
 LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links pyproject.toml

@@ -10,14 +10,15 @@ from agent.errors import IdentityError
 
 DEFAULT_TENANT = "default"
 _ID_CHARACTERS_MAX = 512
+_ID_BYTES_MAX = 800  # three of them and a name fit a row of an index, which takes 2,704
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
     """Tenant, user, session (LangGraph thread), agent and run. `None` means: not known.
 
-    Ids are any text of at most 512 characters without NUL and lone surrogates: dots, quotes, `@` and emoji
-    are ids like others and are stored as they are.
+    Ids are any text of at most 512 characters and 800 bytes of UTF-8 without NUL and lone surrogates: dots,
+    quotes, `@` and emoji are ids like others and are stored as they are.
     """
 
     tenant_id: str = DEFAULT_TENANT
@@ -42,6 +43,10 @@ class Identity:
                 raise IdentityError(f"{name}={value!r} holds a NUL character, which Postgres cannot store")
             if not _is_storable(value):
                 raise IdentityError(f"{name}={value!r} holds half a character (a lone surrogate)")
+            if len(value.encode()) > _ID_BYTES_MAX:
+                raise IdentityError(
+                    f"{name} has {len(value.encode())} bytes of UTF-8; at most {_ID_BYTES_MAX} are allowed"
+                )
         if self.tenant_id is None:
             raise IdentityError("tenant_id is missing")
 

@@ -18,6 +18,9 @@ COMMENT ON TABLE public.agent_migration IS 'Which of our migration files this da
 ALTER TABLE public.agent_migration ENABLE ROW LEVEL SECURITY;
 
 DO $$
+DECLARE
+    -- Since Postgres 16 the maker of a role may grant it, but becomes it only once it is granted to them.
+    needed text := CASE WHEN current_setting('server_version_num')::integer >= 160000 THEN 'SET' ELSE 'MEMBER' END;
 BEGIN
     IF current_setting('server_version_num')::integer < 150000 THEN
         RAISE EXCEPTION 'PostgreSQL 15 or newer is needed, this is %', current_setting('server_version');
@@ -32,10 +35,10 @@ BEGIN
     EXCEPTION WHEN duplicate_object OR unique_violation THEN
         NULL;
     END;
-    IF NOT pg_has_role(current_user, 'agent_app', 'MEMBER') THEN
+    IF NOT pg_has_role(current_user, 'agent_app', needed) THEN
         EXECUTE format('GRANT agent_app TO %I', current_user);
     END IF;
-    IF NOT pg_has_role(current_user, 'agent_server', 'MEMBER') THEN
+    IF NOT pg_has_role(current_user, 'agent_server', needed) THEN
         EXECUTE format('GRANT agent_server TO %I', current_user);
     END IF;
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'service_role')
@@ -138,7 +141,8 @@ $$;
 -- Take on the identity of a call for the rest of it. Returns what was set before, to be given to leave(), or
 -- NULL where there is no tenant or no user: then nothing may be read or written.
 -- reach 'user' sees what that user may see; 'tenant' is for operators: all of one tenant, told identities only.
--- A caller outside agent_server is whom the claims of the JWT name, whatever the argument says.
+-- A caller outside agent_server is whom the claims of the JWT name, whatever the argument says, and no agent: their
+-- reach is set as 'claims'.
 CREATE OR REPLACE FUNCTION agent_private.enter(identity jsonb, reach text DEFAULT 'user')
 RETURNS text[]
 LANGUAGE plpgsql
@@ -166,8 +170,10 @@ BEGIN
         END IF;
         tenant := coalesce(nullif(claims #>> '{app_metadata,tenant_id}', ''), 'default');
         person := nullif(claims ->> 'sub', '');
+        reach := 'claims';
+        identity := identity - 'agent_id';
     END IF;
-    IF tenant IS NULL OR (person IS NULL AND reach = 'user') THEN
+    IF tenant IS NULL OR (person IS NULL AND reach <> 'tenant') THEN
         RETURN NULL;
     END IF;
     PERFORM set_config('agent.tenant_id', tenant, true),
@@ -958,22 +964,44 @@ END
 $$;
 
 -- The words of a text, at most 20,000 characters of it, stemmed as English; words of other languages stay as they are.
+-- Of a longer word the first 100 characters count: an index takes no longer ones.
 CREATE FUNCTION agent_private.lexemes(content text)
 RETURNS TABLE (lexeme text, occurrences integer)
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT t.lexeme, coalesce(array_length(t.positions, 1), 1)
-    FROM unnest(to_tsvector('pg_catalog.english', left(content, 20000))) AS t;
+    SELECT left(t.lexeme, 100), sum(coalesce(array_length(t.positions, 1), 1))::integer
+    FROM unnest(to_tsvector('pg_catalog.english', left(content, 20000))) AS t
+    GROUP BY 1;
 $$;
 
--- Equal texts: upper and lower case, white space and final stops do not count.
+-- A text as it is compared: upper and lower case and white space do not count. Empty for white space alone.
+CREATE FUNCTION agent_private.plain_text(content text)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT btrim(regexp_replace(lower(normalize(content, NFKC)), '\s+', ' ', 'g'));
+$$;
+
+-- Equal texts have equal hashes; final stops do not count either, unless there is nothing else.
 CREATE FUNCTION agent_private.content_hash(content text)
 RETURNS bytea
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT sha256(convert_to(rtrim(regexp_replace(lower(normalize(btrim(content), NFKC)), '\s+', ' ', 'g'), ' .!'), 'UTF8'));
+    SELECT sha256(convert_to(coalesce(nullif(rtrim(p.plain, ' .!'), ''), p.plain), 'UTF8'))
+    FROM (SELECT agent_private.plain_text(content)) AS p (plain);
+$$;
+
+-- An id of somebody else's making, short enough for an index: the end of a long one is its hash.
+CREATE FUNCTION agent_private.short_id(id text)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN octet_length(id) <= 400 THEN id
+                ELSE left(id, 60) || ' ' || encode(sha256(convert_to(id, 'UTF8')), 'hex') END;
 $$;
 
 -- Lock the scope of a write, raise its version and return its owner; the lock keeps writers of one owner in line.
@@ -990,6 +1018,9 @@ DECLARE
 BEGIN
     IF owner IS NULL OR (owner = '' AND wanted_scope <> 'tenant') THEN
         PERFORM agent_private.refuse('AGN01', format('no %s in the identity', wanted_scope));
+    END IF;
+    IF wanted_scope <> 'user' AND current_setting('agent.reach') = 'claims' THEN
+        RAISE EXCEPTION 'only a server may write for more than one user' USING ERRCODE = 'insufficient_privilege';
     END IF;
     INSERT INTO public.agent_scope AS s (tenant_id, scope, owner_id, version)
     VALUES (tenant, wanted_scope, owner, 1)
@@ -1008,7 +1039,7 @@ DECLARE
     words integer;
 BEGIN
     UPDATE public.agent_memory m
-    SET superseded_at = clock_timestamp(), superseded_reason = reason
+    SET superseded_at = greatest(clock_timestamp(), m.recorded_at), superseded_reason = reason  -- clocks are set back
     WHERE m.memory_number = target.memory_number AND m.tenant_id = target.tenant_id;
     DELETE FROM public.agent_memory_term t WHERE t.memory_number = target.memory_number;
     DELETE FROM public.agent_memory_embedding e WHERE e.memory_number = target.memory_number;
@@ -1050,8 +1081,8 @@ AS $$
     INSERT INTO public.agent_memory_evidence
         (tenant_id, memory_id, version, scope, owner_id, run_id, message_id, tool_call_id, quote)
     SELECT target.tenant_id, target.memory_id, target.version, target.scope, target.owner_id,
-           e ->> 'run_id', coalesce(e ->> 'message_id', ''), coalesce(e ->> 'tool_call_id', ''),
-           left(coalesce(e ->> 'quote', ''), 1000)
+           e ->> 'run_id', agent_private.short_id(coalesce(e ->> 'message_id', '')),
+           agent_private.short_id(coalesce(e ->> 'tool_call_id', '')), left(coalesce(e ->> 'quote', ''), 1000)
     FROM jsonb_array_elements(coalesce(evidence, '[]')) AS e
     WHERE e ->> 'run_id' IS NOT NULL
     ON CONFLICT DO NOTHING;
@@ -1075,7 +1106,7 @@ DECLARE
     written public.agent_memory;
     outcome text := 'created';
 BEGIN
-    IF coalesce(btrim(learning ->> 'content'), '') = '' OR coalesce(learning ->> 'store', '') = '' THEN
+    IF coalesce(agent_private.plain_text(learning ->> 'content'), '') = '' OR coalesce(learning ->> 'store', '') = '' THEN
         PERFORM agent_private.refuse('AGN04', 'a memory needs a store and a content');
     END IF;
     IF learning ->> 'memory_id' IS NOT NULL THEN
@@ -1180,6 +1211,21 @@ BEGIN
     PERFORM agent_private.close_memory(target, coalesce(learning ->> 'reason', 'retired'));
     RETURN jsonb_build_object('status', 'retired', 'memory_id', target.memory_id, 'version', target.version,
                               'store', target.store, 'field', target.field, 'content', target.content);
+END
+$$;
+
+-- Write or retire, as the operation's action says; without one it writes. Returns the receipt.
+CREATE FUNCTION agent_private.apply_operation(operation jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    CASE coalesce(operation ->> 'action', 'write')
+        WHEN 'write' THEN RETURN agent_private.write_memory(operation);
+        WHEN 'retire' THEN RETURN agent_private.retire_memory(operation);
+        ELSE PERFORM agent_private.refuse('AGN04', format('action %s is neither write nor retire', operation ->> 'action'));
+    END CASE;
 END
 $$;
 
@@ -1378,6 +1424,10 @@ BEGIN
     IF coalesce(run ->> 'run_id', '') = '' THEN
         PERFORM agent_private.refuse('AGN04', 'a run needs a run_id');
     END IF;
+    IF EXISTS (SELECT FROM jsonb_array_elements(coalesce(run -> 'messages', '[]')) AS m
+               WHERE m ->> 'message_id' IS NULL OR m ->> 'role' IS NULL) THEN
+        PERFORM agent_private.refuse('AGN04', 'every message of a run needs a message_id and a role');
+    END IF;
     INSERT INTO public.agent_run AS r (
         tenant_id, run_id, user_id, session_id, agent_id, status, source, messages, tool_errors, error, facts,
         started_at, finished_at)
@@ -1394,7 +1444,7 @@ BEGIN
         WHERE r.tenant_id = tenant AND r.run_id = run ->> 'run_id' AND r.user_id IS NOT DISTINCT FROM person
         FOR UPDATE;
         IF NOT FOUND THEN
-            RAISE EXCEPTION 'run % belongs to somebody else', run ->> 'run_id' USING ERRCODE = 'insufficient_privilege';
+            PERFORM agent_private.refuse('AGN04', format('run %s belongs to somebody else', run ->> 'run_id'));
         END IF;
         -- A pause may end in anything, a failure only in a retry that went through; what is final stays.
         IF (status_before = 'interrupted')
@@ -1620,7 +1670,8 @@ BEGIN
         FROM hits h GROUP BY h.memory_number
         ORDER BY points DESC, h.memory_number DESC LIMIT 100
     ), by_vector AS (
-        SELECT e.memory_number, 1 - (e.embedding <=> question_embedding) AS points
+        -- The cosine of a vector of zeros is no number.
+        SELECT e.memory_number, coalesce(1 - nullif(e.embedding <=> question_embedding, 'NaN'), 0) AS points
         FROM public.agent_memory_embedding e
         WHERE question_embedding IS NOT NULL
           AND e.tenant_id = tenant AND e.scope = 'user' AND e.owner_id = person
@@ -1826,11 +1877,7 @@ BEGIN
         PERFORM agent_private.refuse('AGN02', format('%s of %s runs were learned already', cardinality(run_ids) - marked, cardinality(run_ids)));
     END IF;
     FOR operation IN SELECT o FROM jsonb_array_elements(operations) AS o LOOP
-        receipts := receipts || jsonb_build_array(
-            CASE operation ->> 'action'
-                WHEN 'write' THEN agent_private.write_memory(operation)
-                WHEN 'retire' THEN agent_private.retire_memory(operation)
-            END);
+        receipts := receipts || jsonb_build_array(agent_private.apply_operation(operation));
     END LOOP;
     FOR stored IN SELECT key AS name, value::integer AS memory_limit FROM jsonb_each_text(limits) LOOP
         over_limit := over_limit + agent_private.hold_to_limit(stored.name, stored.memory_limit);
@@ -1981,7 +2028,8 @@ $$;
 REVOKE ALL ON FUNCTION agent_private.reorder_learning(jsonb, text, double precision, integer) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION agent_private.reorder_learning(jsonb, text, double precision, integer) TO agent_app;
 
--- The work of rescue_learning: a dead worker's job waits again, or goes where another job of its session waits already.
+-- The work of rescue_learning: a dead worker's job is ordered anew, unless another job of its session waits already.
+-- The new order is a new row, so that a worker that was only thought dead cannot finish it.
 -- Runs as its owner, because agent_app has no rights on the queue.
 CREATE FUNCTION agent_private.rescue_jobs(stalled_seconds double precision)
 RETURNS integer
@@ -1993,18 +2041,20 @@ DECLARE
     rescued integer := 0;
 BEGIN
     FOR stalled IN
-        SELECT j.id FROM agent_queue.procrastinate_jobs j
+        SELECT j.* FROM agent_queue.procrastinate_jobs j
         LEFT JOIN agent_queue.procrastinate_workers w ON w.id = j.worker_id
         WHERE j.status = 'doing'
           AND (w.id IS NULL OR w.last_heartbeat < now() - make_interval(secs => stalled_seconds))
         FOR UPDATE OF j SKIP LOCKED
     LOOP
+        DELETE FROM agent_queue.procrastinate_jobs j WHERE j.id = stalled.id;
         BEGIN
-            UPDATE agent_queue.procrastinate_jobs j
-            SET status = 'todo', attempts = j.attempts + 1, scheduled_at = now(), worker_id = NULL, abort_requested = false
-            WHERE j.id = stalled.id;
+            INSERT INTO agent_queue.procrastinate_jobs
+                (queue_name, task_name, priority, lock, queueing_lock, args, scheduled_at, attempts)
+            VALUES (stalled.queue_name, stalled.task_name, stalled.priority, stalled.lock, stalled.queueing_lock,
+                    stalled.args, now(), stalled.attempts + 1);
         EXCEPTION WHEN unique_violation THEN
-            DELETE FROM agent_queue.procrastinate_jobs j WHERE j.id = stalled.id;
+            NULL;
         END;
         rescued := rescued + 1;
     END LOOP;
@@ -2083,10 +2133,9 @@ BEGIN
         PERFORM agent_private.refuse('AGN01', 'nothing can be written for nobody: the identity has no tenant or no user');
     END IF;
     FOR learning IN SELECT l FROM jsonb_array_elements(learnings) AS l LOOP
-        receipts := receipts || jsonb_build_array(
-            CASE WHEN learning ->> 'action' = 'retire' THEN agent_private.retire_memory(learning)
-                 ELSE agent_private.write_memory(learning || jsonb_strip_nulls(jsonb_build_object(
-                    'run_id', identity ->> 'run_id', 'source', coalesce(learning ->> 'source', 'api')))) END);
+        receipts := receipts || jsonb_build_array(agent_private.apply_operation(
+            learning || jsonb_strip_nulls(jsonb_build_object(
+                'run_id', identity ->> 'run_id', 'source', coalesce(learning ->> 'source', 'api')))));
     END LOOP;
     FOR stored IN SELECT key AS name, value::integer AS memory_limit FROM jsonb_each_text(limits) LOOP
         PERFORM agent_private.hold_to_limit(stored.name, stored.memory_limit);
@@ -2299,7 +2348,8 @@ BEGIN
 END
 $$;
 
--- Take a user's jobs out of the queue, done ones too. Runs as its owner, because agent_app has no rights on the queue.
+-- Take a user's jobs out of the queue, done ones and those at work too: a worker that learns this user right now finds
+-- nothing left to apply. Runs as its owner, because agent_app has no rights on the queue.
 CREATE FUNCTION agent_private.forget_jobs(the_tenant text, the_user text)
 RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER
@@ -2309,8 +2359,7 @@ DECLARE
     gone integer;
 BEGIN
     DELETE FROM agent_queue.procrastinate_jobs j
-    WHERE j.args #>> '{identity,tenant_id}' = the_tenant AND j.args #>> '{identity,user_id}' = the_user
-      AND j.status <> 'doing';
+    WHERE j.args #>> '{identity,tenant_id}' = the_tenant AND j.args #>> '{identity,user_id}' = the_user;
     GET DIAGNOSTICS gone = ROW_COUNT;
     RETURN gone;
 END

@@ -14,6 +14,9 @@ COMMENT ON TABLE public.agent_migration IS 'Which of our migration files this da
 ALTER TABLE public.agent_migration ENABLE ROW LEVEL SECURITY;
 
 DO $$
+DECLARE
+    -- Since Postgres 16 the maker of a role may grant it, but becomes it only once it is granted to them.
+    needed text := CASE WHEN current_setting('server_version_num')::integer >= 160000 THEN 'SET' ELSE 'MEMBER' END;
 BEGIN
     IF current_setting('server_version_num')::integer < 150000 THEN
         RAISE EXCEPTION 'PostgreSQL 15 or newer is needed, this is %', current_setting('server_version');
@@ -28,10 +31,10 @@ BEGIN
     EXCEPTION WHEN duplicate_object OR unique_violation THEN
         NULL;
     END;
-    IF NOT pg_has_role(current_user, 'agent_app', 'MEMBER') THEN
+    IF NOT pg_has_role(current_user, 'agent_app', needed) THEN
         EXECUTE format('GRANT agent_app TO %I', current_user);
     END IF;
-    IF NOT pg_has_role(current_user, 'agent_server', 'MEMBER') THEN
+    IF NOT pg_has_role(current_user, 'agent_server', needed) THEN
         EXECUTE format('GRANT agent_server TO %I', current_user);
     END IF;
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'service_role')
@@ -134,7 +137,8 @@ $$;
 -- Take on the identity of a call for the rest of it. Returns what was set before, to be given to leave(), or
 -- NULL where there is no tenant or no user: then nothing may be read or written.
 -- reach 'user' sees what that user may see; 'tenant' is for operators: all of one tenant, told identities only.
--- A caller outside agent_server is whom the claims of the JWT name, whatever the argument says.
+-- A caller outside agent_server is whom the claims of the JWT name, whatever the argument says, and no agent: their
+-- reach is set as 'claims'.
 CREATE OR REPLACE FUNCTION agent_private.enter(identity jsonb, reach text DEFAULT 'user')
 RETURNS text[]
 LANGUAGE plpgsql
@@ -162,8 +166,10 @@ BEGIN
         END IF;
         tenant := coalesce(nullif(claims #>> '{app_metadata,tenant_id}', ''), 'default');
         person := nullif(claims ->> 'sub', '');
+        reach := 'claims';
+        identity := identity - 'agent_id';
     END IF;
-    IF tenant IS NULL OR (person IS NULL AND reach = 'user') THEN
+    IF tenant IS NULL OR (person IS NULL AND reach <> 'tenant') THEN
         RETURN NULL;
     END IF;
     PERFORM set_config('agent.tenant_id', tenant, true),

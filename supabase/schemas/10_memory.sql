@@ -134,22 +134,44 @@ END
 $$;
 
 -- The words of a text, at most 20,000 characters of it, stemmed as English; words of other languages stay as they are.
+-- Of a longer word the first 100 characters count: an index takes no longer ones.
 CREATE FUNCTION agent_private.lexemes(content text)
 RETURNS TABLE (lexeme text, occurrences integer)
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT t.lexeme, coalesce(array_length(t.positions, 1), 1)
-    FROM unnest(to_tsvector('pg_catalog.english', left(content, 20000))) AS t;
+    SELECT left(t.lexeme, 100), sum(coalesce(array_length(t.positions, 1), 1))::integer
+    FROM unnest(to_tsvector('pg_catalog.english', left(content, 20000))) AS t
+    GROUP BY 1;
 $$;
 
--- Equal texts: upper and lower case, white space and final stops do not count.
+-- A text as it is compared: upper and lower case and white space do not count. Empty for white space alone.
+CREATE FUNCTION agent_private.plain_text(content text)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT btrim(regexp_replace(lower(normalize(content, NFKC)), '\s+', ' ', 'g'));
+$$;
+
+-- Equal texts have equal hashes; final stops do not count either, unless there is nothing else.
 CREATE FUNCTION agent_private.content_hash(content text)
 RETURNS bytea
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT sha256(convert_to(rtrim(regexp_replace(lower(normalize(btrim(content), NFKC)), '\s+', ' ', 'g'), ' .!'), 'UTF8'));
+    SELECT sha256(convert_to(coalesce(nullif(rtrim(p.plain, ' .!'), ''), p.plain), 'UTF8'))
+    FROM (SELECT agent_private.plain_text(content)) AS p (plain);
+$$;
+
+-- An id of somebody else's making, short enough for an index: the end of a long one is its hash.
+CREATE FUNCTION agent_private.short_id(id text)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN octet_length(id) <= 400 THEN id
+                ELSE left(id, 60) || ' ' || encode(sha256(convert_to(id, 'UTF8')), 'hex') END;
 $$;
 
 -- Lock the scope of a write, raise its version and return its owner; the lock keeps writers of one owner in line.
@@ -166,6 +188,9 @@ DECLARE
 BEGIN
     IF owner IS NULL OR (owner = '' AND wanted_scope <> 'tenant') THEN
         PERFORM agent_private.refuse('AGN01', format('no %s in the identity', wanted_scope));
+    END IF;
+    IF wanted_scope <> 'user' AND current_setting('agent.reach') = 'claims' THEN
+        RAISE EXCEPTION 'only a server may write for more than one user' USING ERRCODE = 'insufficient_privilege';
     END IF;
     INSERT INTO public.agent_scope AS s (tenant_id, scope, owner_id, version)
     VALUES (tenant, wanted_scope, owner, 1)
@@ -184,7 +209,7 @@ DECLARE
     words integer;
 BEGIN
     UPDATE public.agent_memory m
-    SET superseded_at = clock_timestamp(), superseded_reason = reason
+    SET superseded_at = greatest(clock_timestamp(), m.recorded_at), superseded_reason = reason  -- clocks are set back
     WHERE m.memory_number = target.memory_number AND m.tenant_id = target.tenant_id;
     DELETE FROM public.agent_memory_term t WHERE t.memory_number = target.memory_number;
     DELETE FROM public.agent_memory_embedding e WHERE e.memory_number = target.memory_number;
@@ -226,8 +251,8 @@ AS $$
     INSERT INTO public.agent_memory_evidence
         (tenant_id, memory_id, version, scope, owner_id, run_id, message_id, tool_call_id, quote)
     SELECT target.tenant_id, target.memory_id, target.version, target.scope, target.owner_id,
-           e ->> 'run_id', coalesce(e ->> 'message_id', ''), coalesce(e ->> 'tool_call_id', ''),
-           left(coalesce(e ->> 'quote', ''), 1000)
+           e ->> 'run_id', agent_private.short_id(coalesce(e ->> 'message_id', '')),
+           agent_private.short_id(coalesce(e ->> 'tool_call_id', '')), left(coalesce(e ->> 'quote', ''), 1000)
     FROM jsonb_array_elements(coalesce(evidence, '[]')) AS e
     WHERE e ->> 'run_id' IS NOT NULL
     ON CONFLICT DO NOTHING;
@@ -251,7 +276,7 @@ DECLARE
     written public.agent_memory;
     outcome text := 'created';
 BEGIN
-    IF coalesce(btrim(learning ->> 'content'), '') = '' OR coalesce(learning ->> 'store', '') = '' THEN
+    IF coalesce(agent_private.plain_text(learning ->> 'content'), '') = '' OR coalesce(learning ->> 'store', '') = '' THEN
         PERFORM agent_private.refuse('AGN04', 'a memory needs a store and a content');
     END IF;
     IF learning ->> 'memory_id' IS NOT NULL THEN
@@ -356,6 +381,21 @@ BEGIN
     PERFORM agent_private.close_memory(target, coalesce(learning ->> 'reason', 'retired'));
     RETURN jsonb_build_object('status', 'retired', 'memory_id', target.memory_id, 'version', target.version,
                               'store', target.store, 'field', target.field, 'content', target.content);
+END
+$$;
+
+-- Write or retire, as the operation's action says; without one it writes. Returns the receipt.
+CREATE FUNCTION agent_private.apply_operation(operation jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    CASE coalesce(operation ->> 'action', 'write')
+        WHEN 'write' THEN RETURN agent_private.write_memory(operation);
+        WHEN 'retire' THEN RETURN agent_private.retire_memory(operation);
+        ELSE PERFORM agent_private.refuse('AGN04', format('action %s is neither write nor retire', operation ->> 'action'));
+    END CASE;
 END
 $$;
 

@@ -162,6 +162,10 @@ BEGIN
     IF coalesce(run ->> 'run_id', '') = '' THEN
         PERFORM agent_private.refuse('AGN04', 'a run needs a run_id');
     END IF;
+    IF EXISTS (SELECT FROM jsonb_array_elements(coalesce(run -> 'messages', '[]')) AS m
+               WHERE m ->> 'message_id' IS NULL OR m ->> 'role' IS NULL) THEN
+        PERFORM agent_private.refuse('AGN04', 'every message of a run needs a message_id and a role');
+    END IF;
     INSERT INTO public.agent_run AS r (
         tenant_id, run_id, user_id, session_id, agent_id, status, source, messages, tool_errors, error, facts,
         started_at, finished_at)
@@ -178,7 +182,7 @@ BEGIN
         WHERE r.tenant_id = tenant AND r.run_id = run ->> 'run_id' AND r.user_id IS NOT DISTINCT FROM person
         FOR UPDATE;
         IF NOT FOUND THEN
-            RAISE EXCEPTION 'run % belongs to somebody else', run ->> 'run_id' USING ERRCODE = 'insufficient_privilege';
+            PERFORM agent_private.refuse('AGN04', format('run %s belongs to somebody else', run ->> 'run_id'));
         END IF;
         -- A pause may end in anything, a failure only in a retry that went through; what is final stays.
         IF (status_before = 'interrupted')

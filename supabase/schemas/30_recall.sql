@@ -47,7 +47,8 @@ BEGIN
         FROM hits h GROUP BY h.memory_number
         ORDER BY points DESC, h.memory_number DESC LIMIT 100
     ), by_vector AS (
-        SELECT e.memory_number, 1 - (e.embedding <=> question_embedding) AS points
+        -- The cosine of a vector of zeros is no number.
+        SELECT e.memory_number, coalesce(1 - nullif(e.embedding <=> question_embedding, 'NaN'), 0) AS points
         FROM public.agent_memory_embedding e
         WHERE question_embedding IS NOT NULL
           AND e.tenant_id = tenant AND e.scope = 'user' AND e.owner_id = person

@@ -86,11 +86,7 @@ BEGIN
         PERFORM agent_private.refuse('AGN02', format('%s of %s runs were learned already', cardinality(run_ids) - marked, cardinality(run_ids)));
     END IF;
     FOR operation IN SELECT o FROM jsonb_array_elements(operations) AS o LOOP
-        receipts := receipts || jsonb_build_array(
-            CASE operation ->> 'action'
-                WHEN 'write' THEN agent_private.write_memory(operation)
-                WHEN 'retire' THEN agent_private.retire_memory(operation)
-            END);
+        receipts := receipts || jsonb_build_array(agent_private.apply_operation(operation));
     END LOOP;
     FOR stored IN SELECT key AS name, value::integer AS memory_limit FROM jsonb_each_text(limits) LOOP
         over_limit := over_limit + agent_private.hold_to_limit(stored.name, stored.memory_limit);
@@ -241,7 +237,8 @@ $$;
 REVOKE ALL ON FUNCTION agent_private.reorder_learning(jsonb, text, double precision, integer) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION agent_private.reorder_learning(jsonb, text, double precision, integer) TO agent_app;
 
--- The work of rescue_learning: a dead worker's job waits again, or goes where another job of its session waits already.
+-- The work of rescue_learning: a dead worker's job is ordered anew, unless another job of its session waits already.
+-- The new order is a new row, so that a worker that was only thought dead cannot finish it.
 -- Runs as its owner, because agent_app has no rights on the queue.
 CREATE FUNCTION agent_private.rescue_jobs(stalled_seconds double precision)
 RETURNS integer
@@ -253,18 +250,20 @@ DECLARE
     rescued integer := 0;
 BEGIN
     FOR stalled IN
-        SELECT j.id FROM agent_queue.procrastinate_jobs j
+        SELECT j.* FROM agent_queue.procrastinate_jobs j
         LEFT JOIN agent_queue.procrastinate_workers w ON w.id = j.worker_id
         WHERE j.status = 'doing'
           AND (w.id IS NULL OR w.last_heartbeat < now() - make_interval(secs => stalled_seconds))
         FOR UPDATE OF j SKIP LOCKED
     LOOP
+        DELETE FROM agent_queue.procrastinate_jobs j WHERE j.id = stalled.id;
         BEGIN
-            UPDATE agent_queue.procrastinate_jobs j
-            SET status = 'todo', attempts = j.attempts + 1, scheduled_at = now(), worker_id = NULL, abort_requested = false
-            WHERE j.id = stalled.id;
+            INSERT INTO agent_queue.procrastinate_jobs
+                (queue_name, task_name, priority, lock, queueing_lock, args, scheduled_at, attempts)
+            VALUES (stalled.queue_name, stalled.task_name, stalled.priority, stalled.lock, stalled.queueing_lock,
+                    stalled.args, now(), stalled.attempts + 1);
         EXCEPTION WHEN unique_violation THEN
-            DELETE FROM agent_queue.procrastinate_jobs j WHERE j.id = stalled.id;
+            NULL;
         END;
         rescued := rescued + 1;
     END LOOP;

@@ -47,10 +47,9 @@ BEGIN
         PERFORM agent_private.refuse('AGN01', 'nothing can be written for nobody: the identity has no tenant or no user');
     END IF;
     FOR learning IN SELECT l FROM jsonb_array_elements(learnings) AS l LOOP
-        receipts := receipts || jsonb_build_array(
-            CASE WHEN learning ->> 'action' = 'retire' THEN agent_private.retire_memory(learning)
-                 ELSE agent_private.write_memory(learning || jsonb_strip_nulls(jsonb_build_object(
-                    'run_id', identity ->> 'run_id', 'source', coalesce(learning ->> 'source', 'api')))) END);
+        receipts := receipts || jsonb_build_array(agent_private.apply_operation(
+            learning || jsonb_strip_nulls(jsonb_build_object(
+                'run_id', identity ->> 'run_id', 'source', coalesce(learning ->> 'source', 'api')))));
     END LOOP;
     FOR stored IN SELECT key AS name, value::integer AS memory_limit FROM jsonb_each_text(limits) LOOP
         PERFORM agent_private.hold_to_limit(stored.name, stored.memory_limit);
@@ -263,7 +262,8 @@ BEGIN
 END
 $$;
 
--- Take a user's jobs out of the queue, done ones too. Runs as its owner, because agent_app has no rights on the queue.
+-- Take a user's jobs out of the queue, done ones and those at work too: a worker that learns this user right now finds
+-- nothing left to apply. Runs as its owner, because agent_app has no rights on the queue.
 CREATE FUNCTION agent_private.forget_jobs(the_tenant text, the_user text)
 RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER
@@ -273,8 +273,7 @@ DECLARE
     gone integer;
 BEGIN
     DELETE FROM agent_queue.procrastinate_jobs j
-    WHERE j.args #>> '{identity,tenant_id}' = the_tenant AND j.args #>> '{identity,user_id}' = the_user
-      AND j.status <> 'doing';
+    WHERE j.args #>> '{identity,tenant_id}' = the_tenant AND j.args #>> '{identity,user_id}' = the_user;
     GET DIAGNOSTICS gone = ROW_COUNT;
     RETURN gone;
 END

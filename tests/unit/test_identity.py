@@ -302,6 +302,9 @@ class RecordingDatabase:
     def __init__(self) -> None:
         self.calls: list[tuple[str, Identity | None]] = []
 
+    async def prepare(self) -> None:
+        """It is always there."""
+
     async def call(self, function: str, identity: Identity | None = None, /, **arguments: Any) -> Any:
         self.calls.append((function, identity))
         if function == "recall_context":

@@ -191,7 +191,7 @@ ODD_ARGUMENTS: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("args", ODD_ARGUMENTS, ids=repr)
+@pytest.mark.parametrize("args", ODD_ARGUMENTS, ids=range(len(ODD_ARGUMENTS)))
 def test_arguments_of_a_tool_call_that_are_no_json_do_not_stop_the_recording(args: Any) -> None:
     message = AIMessage("", id="a1")
     message.tool_calls = [{"id": "c1", "name": "f", "args": args, "type": "tool_call"}]

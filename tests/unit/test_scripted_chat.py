@@ -252,6 +252,12 @@ def test_two_hundred_threads_get_each_item_once() -> None:
     assert len({call.messages[-1].text for call in model.calls}) == 200
 
 
+def test_a_function_may_give_the_text_of_a_message() -> None:
+    """`.text` of a message is text that can be called."""
+    model = ScriptedChat(script=[lambda messages: messages[-1].text])
+    assert model.invoke("echo").text == "echo"
+
+
 def test_copies_share_the_script_position_and_the_record() -> None:
     model = ScriptedChat(script=["one", "two"])
 

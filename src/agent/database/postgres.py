@@ -11,7 +11,7 @@ import orjson
 import psycopg
 from psycopg import sql
 from psycopg.types.json import set_json_loads
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from agent.database.protocol import CASTS, JSON_ARGUMENTS, clean, refusal, to_json
 from agent.errors import ConfigurationError, DatabaseUnavailable, LearningError
@@ -20,6 +20,7 @@ from agent.identity import Identity
 _CONNECT_SECONDS = 5
 _POOLER_PORT = 6543  # Supabase's transaction pooler: a prepared statement would meet another connection
 _REST_AFTER_FAILURE_SECONDS = 1.0
+_LOST = ("08", "53", "57P")  # SQLSTATE: connection, resources, shutdown. Whatever else a server answers, it is there
 
 
 class PostgresDatabase:
@@ -53,7 +54,8 @@ class PostgresDatabase:
             for name, value in arguments.items()
         }
         statement = self._statement(function, tuple(values))
-        for attempt in (1, 2):
+        lost = 0
+        while True:
             pool = await self._open_pool()
             try:
                 async with pool.connection(timeout=_CONNECT_SECONDS) as connection:
@@ -62,17 +64,19 @@ class PostgresDatabase:
                     return row[0] if row else None
             except PoolTimeout:
                 raise self._away("no connection became free or could be made") from None
+            except PoolClosed:
+                continue  # another call lost its connection and dropped the pool before this one had any
             except psycopg.OperationalError as error:
-                if error.sqlstate in ("40001", "40P01"):
+                if error.sqlstate is not None and not error.sqlstate.startswith(_LOST):
                     raise refusal(function, error.sqlstate, error.diag.message_primary or "") from None
-                await self._drop_pool()
-                if attempt == 2:
+                await self._drop_pool(pool)
+                lost += 1
+                if lost == 2:
                     raise self._away(str(error)) from None
             except psycopg.Error as error:
                 raise refusal(
                     function, error.sqlstate, error.diag.message_primary or type(error).__name__
                 ) from None
-        raise AssertionError("unreachable")
 
     def _statement(self, function: str, names: tuple[str, ...]) -> sql.Composed:
         """`SELECT public.f(a => %(a)s)`; made once per function and set of arguments."""
@@ -139,7 +143,10 @@ class PostgresDatabase:
         )
         return DatabaseUnavailable(self._down_because)
 
-    async def _drop_pool(self) -> None:
+    async def _drop_pool(self, failed: AsyncConnectionPool | None = None) -> None:
+        """Close the pool, or only this one: another call may have put a good one in its place."""
+        if failed is not None and self._pool is not failed:
+            return
         pool, self._pool = self._pool, None
         if pool is not None:
             await pool.close(timeout=1)

@@ -102,7 +102,7 @@ def refusal(function: str, sqlstate: str | None, message: str) -> LearningError:
             return ConflictError(f"{function}: {message}")
         case "AGN03":
             return NotFound(f"{function}: {message}")
-        case "AGN04" | "22P02" | "22021" | "22P05" | "22007" | "22008" | "23514" | "22023" | "22003":
+        case "AGN04" | "23502" | "23514":
             return InvalidLearning(f"{function}: {message}")
         case "42501":
             return AccessRefused(
@@ -115,5 +115,7 @@ def refusal(function: str, sqlstate: str | None, message: str) -> LearningError:
             )
         case "40001" | "40P01" | "23505":
             return ConflictError(f"{function}: {message}")
+        case str() if sqlstate.startswith(("22", "54")):  # a value that cannot be, or is larger than Postgres can hold
+            return InvalidLearning(f"{function}: {message}")
         case _:
             return OperatorError(f"{function} failed in the database ({sqlstate}): {message}")

@@ -14,7 +14,10 @@ from agent.identity import DEFAULT_TENANT, Identity
 from agent.settings import Settings
 
 if TYPE_CHECKING:
+    import httpx
     from supabase import AsyncClient
+
+_TIMEOUT_SECONDS = 10.0
 
 
 class SupabaseDatabase:
@@ -28,6 +31,7 @@ class SupabaseDatabase:
         self._key = key
         self._access_token = access_token
         self._client: AsyncClient | None = None
+        self._http: httpx.AsyncClient | None = None
         self._opening: asyncio.Lock | None = None
 
     @classmethod
@@ -74,7 +78,8 @@ class SupabaseDatabase:
             answer = await client.rpc(function, json.loads(to_json(arguments))).execute()
         except APIError as error:
             code = str(error.code) if error.code is not None else None
-            if code in ("401", "403", "PGRST301", "PGRST302", "PGRST303"):
+            refused = "invalid api key" in (error.message or "").lower()
+            if refused or code in ("401", "403", "PGRST301", "PGRST302", "PGRST303"):
                 raise AccessRefused(
                     f"Supabase at {self._url} refused the key or the token ({error.message}); check that it belongs to "
                     "this project and has not expired"
@@ -91,14 +96,14 @@ class SupabaseDatabase:
             self._opening = self._opening or asyncio.Lock()
             async with self._opening:
                 if self._client is None:
+                    import httpx
                     from supabase import AsyncClientOptions, SupabaseException, acreate_client
 
                     headers = {"Authorization": f"Bearer {self._access_token}"} if self._access_token else {}
+                    self._http = httpx.AsyncClient(timeout=_TIMEOUT_SECONDS, follow_redirects=True)
                     try:
                         self._client = await acreate_client(
-                            self._url,
-                            self._key,
-                            AsyncClientOptions(headers=headers, postgrest_client_timeout=10),
+                            self._url, self._key, AsyncClientOptions(headers=headers, httpx_client=self._http)
                         )
                     except SupabaseException as error:
                         raise ConfigurationError(f"SUPABASE_URL or its key is not usable: {error}") from None
@@ -109,9 +114,10 @@ class SupabaseDatabase:
 
     async def close(self) -> None:
         """See `agent.database.protocol.Database.close`."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.postgrest.aclose()
+        self._client = None
+        http, self._http = self._http, None
+        if http is not None:
+            await http.aclose()
 
 
 def identity_of_token(token: str) -> Identity:

@@ -6,6 +6,7 @@ Where no model is configured, the user's own words of finished runs are the oper
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -15,7 +16,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage, SystemMessage
 from pydantic import BaseModel, ConfigDict, create_model
 
-from agent.errors import ModelError
+from agent.errors import ConfigurationError, ModelError
 from agent.identity import Identity
 from agent.learning.rendering import inert, without_recalled
 from agent.stores.base import Evidence, Known, LearningMode, Memory, Refused, Store
@@ -24,8 +25,10 @@ from agent.stores.user_memory import CONVERSATION, UserMemoryStore
 CALL_CHARACTERS_MAX = 60_000
 """Longest transcript of one model call; further runs of a session go into the next."""
 _MESSAGE_CHARACTERS_MAX = 6_000
+_MESSAGES_MAX = 300
 _TURN_CHARACTERS_MAX = 8_000
 _ROLES_WITH_EVIDENCE = ("user", "tool")
+_REFERENCE = re.compile(r"\[\s*(r\d+\.m\d+)\s*\]", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,13 +101,19 @@ async def extract(
     Raises:
         ModelError: the model failed, timed out, was cut off, or did not answer in the schema. Nothing is learned then
             and the runs go on waiting.
+        ConfigurationError: it is a model without tool calls; likewise.
     """
     schema = extraction_schema(stores)
     runs = _runs_for_one_call(pending.runs)
     extracted = Extracted(run_ids=[run["run_id"] for run in runs])
     if schema is None:
         return extracted
-    structured = model.with_structured_output(schema, method="function_calling", include_raw=True)
+    try:
+        structured = model.with_structured_output(schema, method="function_calling", include_raw=True)
+    except NotImplementedError:
+        raise ConfigurationError(
+            f"the extraction model {type(model).__name__} calls no tools; choose another as LEARNING_MODEL or model="
+        ) from None
     prompt = [SystemMessage(_instructions(stores)), HumanMessage(_material(runs, pending.known))]
     config: Any = {"run_name": "learning", "tags": ["learning"], "metadata": {"lc_source": "learning"}}
     try:
@@ -185,13 +194,17 @@ def _runs_for_one_call(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, A
     chosen: list[Mapping[str, Any]] = []
     size = 0
     for run in runs:
-        size += sum(
-            min(len(str(m.get("content") or "")), _MESSAGE_CHARACTERS_MAX) + 40 for m in run["messages"]
-        )
+        longest = _longest_message(run)
+        size += sum(min(len(str(m.get("content") or "")), longest) + 40 for m in run["messages"])
         if chosen and size > CALL_CHARACTERS_MAX:
             break
         chosen.append(run)
     return chosen
+
+
+def _longest_message(run: Mapping[str, Any]) -> int:
+    """How many characters of each message are shown, so that one run alone fits a call."""
+    return min(_MESSAGE_CHARACTERS_MAX, CALL_CHARACTERS_MAX // max(1, min(len(run["messages"]), _MESSAGES_MAX)))
 
 
 def _instructions(stores: Sequence[Store]) -> str:
@@ -208,20 +221,31 @@ def _instructions(stores: Sequence[Store]) -> str:
 
 def _material(runs: Sequence[Mapping[str, Any]], known: Known) -> str:
     lines = ["<known>"]
-    lines += [f"profile {memory.field}: {inert(memory.content)}" for memory in known.profile]
+    lines += [f"profile {memory.field}: {_plain(inert(memory.content))}" for memory in known.profile]
     lines += [
-        f"k{number} [{memory.kind}] {inert(memory.content)}"
+        f"k{number} [{memory.kind}] {_plain(inert(memory.content))}"
         for number, memory in enumerate(known.memories, start=1)
     ]
-    lines += [f"session {memory.field}: {inert(memory.content)}" for memory in known.session]
+    lines += [f"session {memory.field}: {_plain(inert(memory.content))}" for memory in known.session]
     lines.append("</known>")
     for r, run in enumerate(runs, start=1):
         lines.append(f'<run reference="r{r}" finished="{run["finished_at"][:16]}" status="{run["status"]}">')
+        longest = _longest_message(run)
+        left_out = len(run["messages"]) - _MESSAGES_MAX
         for m, message in enumerate(run["messages"], start=1):
+            if left_out > 0 and 1 < m <= 1 + left_out:  # the first says what it was about, the last how it ended
+                if m == 2:
+                    lines.append(f"… {left_out} messages left out …")
+                continue
             text = without_recalled(str(message.get("content") or ""))
-            shown = text[:_MESSAGE_CHARACTERS_MAX] + (" …" if len(text) > _MESSAGE_CHARACTERS_MAX else "")
-            calls = "".join(f" (calls {call['name']})" for call in message.get("tool_calls") or ())
+            shown = text[:longest] + (" …" if len(text) > longest else "")
+            calls = "".join(f" (calls {inert(str(call['name']))})" for call in message.get("tool_calls") or ())
             escaped = shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-            lines.append(f"[r{r}.m{m}] {message['role']}{calls}: {escaped}")
+            lines.append(f"[r{r}.m{m}] {_plain(inert(message['role']) + calls)}: {_plain(escaped)}")
         lines.append("</run>")
     return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """The text without references in our form: a tool's result must not pass for a message of the user."""
+    return _REFERENCE.sub(r"(\1)", text)

@@ -33,7 +33,7 @@ from agent.learning.run_identity import resolve_identity
 from agent.learning.run_watch import ambient_run
 from agent.portal import portal
 from agent.settings import Settings, current_settings
-from agent.stores.base import Store
+from agent.stores.base import Store, is_blank
 from agent.stores.session_context import SessionContextConfig, SessionContextStore
 from agent.stores.user_memory import UserMemoryConfig, UserMemoryStore
 from agent.stores.user_profile import UserProfileConfig, UserProfileStore
@@ -78,6 +78,8 @@ class LearningMachine:
         database: Database | None = None,
         agent_id: str | None = None,
     ) -> None:
+        _check_type("settings", settings, (Settings,))
+        _check_agent_id(agent_id)
         self.settings = settings or current_settings()
         self.agent_id = agent_id
         self.queue = queue_of(agent_id)
@@ -417,7 +419,7 @@ class LearningMachine:
             if field is None:
                 raise InvalidLearning("store='user_profile' needs a field=")
             return store.change(field, content, trust="user", source="api")
-        if not isinstance(content, str) or not content.strip():
+        if not isinstance(content, str) or is_blank(content):
             raise InvalidLearning(f"content={content!r} of store={name!r} must be text that is not empty")
         operation = {
             "action": "write",
@@ -561,6 +563,13 @@ def _check_type(name: str, value: Any, allowed: tuple[type, ...]) -> None:
         raise ConfigurationError(
             f"{name}={value!r} must be one of {', '.join(t.__name__ for t in allowed)}, or None"
         )
+
+
+def _check_agent_id(agent_id: str | None) -> None:
+    try:
+        Identity(agent_id=agent_id)
+    except IdentityError as error:
+        raise ConfigurationError(f"agent_id={agent_id!r:.100} cannot be: {error}") from None
 
 
 def _somebody(identity: Identity) -> None:

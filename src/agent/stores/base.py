@@ -46,6 +46,16 @@ def check_mode(config: object, store: str, mode: object, allowed: Sequence[Learn
         )
 
 
+def check_instructions(config: object, instructions: object) -> None:
+    """Refuse instructions that are no text.
+
+    Raises:
+        ConfigurationError: names the config and the value.
+    """
+    if not isinstance(instructions, str):
+        raise ConfigurationError(f"{type(config).__name__}(instructions={instructions!r}) must be text")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """Where a memory was learned from."""
@@ -203,14 +213,21 @@ def trust_of(evidence: Sequence[Evidence]) -> str:
     return "tool" if any(item.tool_call_id for item in evidence) else "user"
 
 
+def is_blank(text: str) -> bool:
+    """Whether there is nothing to see in it."""
+    return not any(character.isprintable() and not character.isspace() for character in text)
+
+
 def display(value: Any) -> str:
     """A value as text for search and prompts."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list | tuple | dict) and not value:
+        return "none"
     if isinstance(value, list | tuple) and all(isinstance(item, str | int | float) for item in value):
-        return ", ".join(str(item) for item in value)
+        return ", ".join(display(item) for item in value)
     if isinstance(value, BaseModel):
         return value.model_dump_json()
     if isinstance(value, dict | list):

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from agent.errors import ConfigurationError
 from agent.identity import Identity
 from agent.stores.base import (
     EvidenceLookup,
@@ -16,7 +17,9 @@ from agent.stores.base import (
     Refused,
     Store,
     answer_model,
+    check_instructions,
     check_mode,
+    is_blank,
     trust_of,
 )
 
@@ -41,6 +44,11 @@ class SessionContextConfig:
 
     def __post_init__(self) -> None:
         check_mode(self, "session_context", self.mode, (LearningMode.ALWAYS,))
+        check_instructions(self, self.instructions)
+        if not isinstance(self.enable_planning, bool):
+            raise ConfigurationError(
+                f"SessionContextConfig(enable_planning={self.enable_planning!r}) must be True or False"
+            )
 
 
 class SessionContextStore(Store):
@@ -93,7 +101,7 @@ class SessionContextStore(Store):
             return proposed
         for name in self.fields:
             content = (getattr(extracted, name) or "").strip()
-            if not content:
+            if is_blank(content):
                 continue
             if len(content) > SUMMARY_CHARACTERS_MAX:
                 proposed.refused.append(

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from langchain.tools import ToolRuntime
 from langchain_core.tools import BaseTool, StructuredTool, ToolException
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field, create_model
 
 from agent.errors import ConfigurationError
 from agent.identity import Identity
@@ -22,7 +22,9 @@ from agent.stores.base import (
     Store,
     ToolWriter,
     answer_model,
+    check_instructions,
     check_mode,
+    is_blank,
     one_of,
     trust_of,
     write_or_say,
@@ -49,13 +51,14 @@ class UserMemoryConfig:
 
     def __post_init__(self) -> None:
         check_mode(self, "user_memory", self.mode, (LearningMode.ALWAYS, LearningMode.AGENTIC))
-        if self.max_memories is not None and self.max_memories < 1:
+        check_instructions(self, self.instructions)
+        if self.max_memories is not None and (type(self.max_memories) is not int or self.max_memories < 1):
             raise ConfigurationError(
-                f"UserMemoryConfig(max_memories={self.max_memories!r}) must be at least 1, or None"
+                f"UserMemoryConfig(max_memories={self.max_memories!r}) must be a number of at least 1, or None"
             )
-        if isinstance(self.memory_types, str) or not self.memory_types:
+        if not isinstance(self.memory_types, list | tuple) or not self.memory_types:
             raise ConfigurationError(
-                f"UserMemoryConfig(memory_types={self.memory_types!r}) must be a sequence of at least one name"
+                f"UserMemoryConfig(memory_types={self.memory_types!r}) must be a tuple of at least one name"
             )
         object.__setattr__(self, "memory_types", tuple(self.memory_types))
         if CONVERSATION in self.memory_types or not all(
@@ -64,6 +67,8 @@ class UserMemoryConfig:
             raise ConfigurationError(
                 f"UserMemoryConfig(memory_types={self.memory_types!r}): names must be text; {CONVERSATION!r} is taken"
             )
+        if len(set(self.memory_types)) < len(self.memory_types):
+            raise ConfigurationError(f"UserMemoryConfig(memory_types={self.memory_types!r}) has a name twice")
 
 
 class UserMemoryStore(Store):
@@ -159,7 +164,7 @@ class UserMemoryStore(Store):
                 proposed.operations.append(operation | {"action": "retire", "reason": "no longer so"})
                 continue
             content = change.content.strip()
-            if not content or len(content) > CONTENT_CHARACTERS_MAX:
+            if is_blank(content) or len(content) > CONTENT_CHARACTERS_MAX:
                 proposed.refused.append(
                     Refused(store=self.name, reason=f"content of {len(content)} characters")
                 )
@@ -176,25 +181,28 @@ class UserMemoryStore(Store):
 def _save_tool(store: UserMemoryStore, write: ToolWriter) -> BaseTool:
     kinds = store.config.memory_types
 
-    class SaveUserMemory(BaseModel):
-        model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-
-        runtime: ToolRuntime  # injected by LangGraph, hidden from the model
-        content: str = Field(
-            min_length=1,
-            max_length=CONTENT_CHARACTERS_MAX,
-            description="One self-contained sentence about the user",
-        )
-        memory_type: str = Field(
-            default=kinds[0], json_schema_extra={"enum": list(kinds)}, description="What it is"
-        )
+    kind: Any = Literal.__getitem__(kinds)
+    arguments = create_model(
+        "SaveUserMemory",
+        __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True),
+        runtime=(ToolRuntime, ...),  # injected by LangGraph, hidden from the model
+        content=(
+            str,
+            Field(
+                min_length=1,
+                max_length=CONTENT_CHARACTERS_MAX,
+                description="One self-contained sentence about the user",
+            ),
+        ),
+        memory_type=(kind, Field(default=kinds[0], description="What it is")),
+    )
 
     async def save(runtime: ToolRuntime, content: str, memory_type: str = kinds[0]) -> str:
         if memory_type not in kinds:
             raise ToolException(
                 f"Nothing was saved: memory_type={memory_type!r} is none of {', '.join(kinds)}."
             )
-        if not content.strip():
+        if is_blank(content):
             raise ToolException("Nothing was saved: the content is empty.")
         learning = {
             "action": "write",
@@ -219,7 +227,7 @@ def _save_tool(store: UserMemoryStore, write: ToolWriter) -> BaseTool:
             "Remember something about the user for future conversations: a fact, a preference, a goal, an event. "
             "One sentence that can be understood on its own. Never passwords or keys."
         ),
-        args_schema=SaveUserMemory,
+        args_schema=arguments,
         infer_schema=False,
         handle_tool_error=True,
     )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
+from inspect import signature
 from typing import Annotated, Any, ClassVar, Literal
 
 from langchain.tools import ToolRuntime
 from langchain_core.tools import BaseTool, StructuredTool, ToolException
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
+from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
 from pydantic.fields import FieldInfo
 
 from agent.errors import ConfigurationError, InvalidLearning
@@ -24,8 +27,10 @@ from agent.stores.base import (
     Store,
     ToolWriter,
     answer_model,
+    check_instructions,
     check_mode,
     display,
+    is_blank,
     one_of,
     trust_of,
     write_or_say,
@@ -58,6 +63,7 @@ class UserProfileConfig:
 
     def __post_init__(self) -> None:
         check_mode(self, "user_profile", self.mode, (LearningMode.ALWAYS, LearningMode.AGENTIC))
+        check_instructions(self, self.instructions)
         if not (isinstance(self.schema, type) and issubclass(self.schema, BaseModel)):
             raise ConfigurationError(
                 f"UserProfileConfig(schema={self.schema!r}) must be a pydantic model class"
@@ -69,6 +75,14 @@ class UserProfileConfig:
             raise ConfigurationError(
                 f"UserProfileConfig(schema={self.schema.__name__}): the field name {taken.pop()!r} is taken by the tool"
             )
+        for name, info in self.schema.model_fields.items():
+            try:
+                answer_model(name, value=(_annotation(info), ...)).model_json_schema()
+            except (PydanticUserError, PydanticUndefinedAnnotation) as error:
+                raise ConfigurationError(
+                    f"UserProfileConfig(schema={self.schema.__name__}): the field {name!r} has a type that no model can "
+                    f"fill, {info.annotation!r}: {error.message}"
+                ) from None
 
 
 class UserProfileStore(Store):
@@ -79,8 +93,9 @@ class UserProfileStore(Store):
 
     def __init__(self, config: UserProfileConfig) -> None:
         self.config = config
-        self._adapters: dict[str, TypeAdapter[Any]] = {
-            name: TypeAdapter(_annotation(info)) for name, info in config.schema.model_fields.items()
+        self._fields: dict[str, type[BaseModel]] = {
+            name: _model_of_field(config.schema, name, info)
+            for name, info in config.schema.model_fields.items()
         }
 
     @property
@@ -93,16 +108,21 @@ class UserProfileStore(Store):
         Raises:
             InvalidLearning: no such field, or a value its type refuses.
         """
-        if name not in self._adapters:
-            raise InvalidLearning(f"user_profile has no field {name!r}; it has {', '.join(self._adapters)}")
+        self._check_field(name)
         try:
-            typed = self._adapters[name].validate_python(value)
+            stored = self._fields[name].model_validate({name: value}).model_dump(mode="json")[name]
+            json.dumps(stored, allow_nan=False)
         except ValidationError as error:
-            reasons = "; ".join(
-                fault["msg"] for fault in error.errors(include_url=False, include_input=False)
-            )
-            raise InvalidLearning(f"user_profile field {name!r} does not take {value!r}: {reasons}") from None
-        return self._adapters[name].dump_python(typed, mode="json")
+            reason = "; ".join(fault["msg"] for fault in error.errors(include_url=False, include_input=False))
+        except Exception as error:  # noqa: BLE001 - a schema's own validators may raise anything
+            reason = f"{type(error).__name__}: {error}"
+        else:
+            return stored
+        raise InvalidLearning(f"user_profile field {name!r} does not take {value!r}: {reason}")
+
+    def _check_field(self, name: str) -> None:
+        if name not in self._fields:
+            raise InvalidLearning(f"user_profile has no field {name!r}; it has {', '.join(self._fields)}")
 
     def change(self, name: str, value: Any, **more: Any) -> dict[str, Any]:
         """The operation that sets one field, or clears it where the value is `None` or empty text.
@@ -110,15 +130,12 @@ class UserProfileStore(Store):
         Raises:
             InvalidLearning: as in `value_of`.
         """
-        if value is None or (isinstance(value, str) and not value.strip()):
-            if name not in self._adapters:
-                raise InvalidLearning(
-                    f"user_profile has no field {name!r}; it has {', '.join(self._adapters)}"
-                )
+        if value is None or (isinstance(value, str) and is_blank(value)):
+            self._check_field(name)
             return {"action": "retire", "store": self.name, "field": name, "reason": "cleared", **more}
         typed = self.value_of(name, value)
         content = display(typed)
-        if not content.strip():
+        if is_blank(content):
             raise InvalidLearning(
                 f"user_profile field {name!r} cannot hold {value!r}: there is nothing to show of it"
             )
@@ -195,6 +212,37 @@ class UserProfileStore(Store):
 def _annotation(info: FieldInfo) -> Any:
     """The type of a field with its constraints."""
     return Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+
+
+# Options of a schema that are about the whole of it.
+_OF_THE_WHOLE = {"alias_generator", "extra", "frozen", "json_schema_extra", "title", "validate_by_alias", "validate_by_name"}
+
+
+def _model_of_field(schema: type[BaseModel], name: str, info: FieldInfo) -> type[BaseModel]:
+    """A model of one field of a schema, with the validators of that field: the others may be unknown."""
+    checks: dict[str, Any] = {
+        f"check_{attribute}": field_validator(name, mode=found.info.mode)(
+            _as_validator(getattr(schema, attribute), found.info.mode)
+        )
+        for attribute, found in schema.__pydantic_decorators__.field_validators.items()
+        if name in found.info.fields or "*" in found.info.fields
+    }
+    config: Any = {key: value for key, value in schema.model_config.items() if key not in _OF_THE_WHOLE}
+    field: Any = {name: (_annotation(info), ...)}
+    return create_model(f"{schema.__name__}_{name}", __config__=config, __validators__=checks, **field)
+
+
+def _as_validator(bound: Callable[..., Any], mode: str) -> Callable[..., Any]:
+    """A validator of one class as a validator of another, with or without its optional `info`."""
+    taken = len(signature(bound).parameters)
+
+    def check(cls: type, value: Any, info: Any) -> Any:
+        return bound(*(value, info)[:taken])
+
+    def check_around(cls: type, value: Any, handler: Any, info: Any) -> Any:
+        return bound(*(value, handler, info)[:taken])
+
+    return check_around if mode == "wrap" else check
 
 
 def _update_tool(store: UserProfileStore, write: ToolWriter) -> BaseTool:

@@ -219,7 +219,7 @@ def check_item(item: Any, place: str) -> None:
 
 def resolve(item: Any, messages: Any, *, check: Callable[[Any, str], None] = check_item) -> Any:
     """Call functions of the script until an answer is there; what they give passes `check` too."""
-    while callable(item) and not isinstance(item, type):
+    while callable(item) and not isinstance(item, type | str):  # the text of a message is callable too
         item = item(messages)
         check(item, "what a function of the script gave")
     return item

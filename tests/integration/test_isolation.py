@@ -1,0 +1,742 @@
+"""Nobody sees, changes or erases what belongs to somebody else, whoever calls and whatever our own code forgets."""
+
+from __future__ import annotations
+
+import json
+import random
+import secrets
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any, LiteralString
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from agent import Identity
+from agent.database.migrations import migrate
+from agent.database.postgres import PostgresDatabase
+from agent.database.protocol import CASTS, JSON_ARGUMENTS, to_json
+from agent.errors import LearningError
+from agent.testing.throwaway import ThrowawayDatabase
+from tests.integration.rows import OUR_TABLES, a_run, everything_stored, memory, rows
+from tests.supabase_layout import SupabaseLayout
+
+SOME_ID = str(uuid.UUID(int=7))
+# Every storage function with arguments that it takes, identity aside.
+FOR_USERS: dict[str, dict[str, Any]] = {
+    "recall_context": {"question": "tea"},
+    "match_memories": {"question": "tea"},
+    "record_run": {"run": a_run(run_id="of-the-call")},
+    "upsert_learning": {"learning": memory("Written by the call")},
+    "upsert_learnings": {"learnings": [memory("Written by the call")]},
+    "get_learning": {"the_memory_id": SOME_ID},
+    "get_learnings": {},
+    "delete_learning": {"the_memory_id": SOME_ID},
+    "delete_learnings": {"the_memory_ids": [SOME_ID]},
+    "clear_learnings": {},
+}
+FOR_SERVERS: dict[str, dict[str, Any]] = {
+    "pending_learning": {},
+    "apply_learning": {"run_ids": [], "operations": [], "expected_version": 0},
+    "memories_without_embedding": {"model": "m"},
+    "store_embeddings": {"model": "m", "embeddings": []},
+    "import_runs": {"runs": [a_run(run_id="imported-by-the-call")]},
+    "list_runs": {},
+    "get_run": {"the_run_id": "r1"},
+    "list_users": {},
+    "erase_user": {},
+    "learning_status": {},
+    "retry_learning": {"the_queue": "learning", "delay_seconds": 60.0, "attempt": 2},
+}
+WITHOUT_IDENTITY: dict[str, dict[str, Any]] = {
+    "expedite_learning": {"sessions": []},
+    "queue_state": {"the_queue": "learning"},
+    "rescue_learning": {"stalled_seconds": 30.0},
+}
+ALL = FOR_USERS | FOR_SERVERS | WITHOUT_IDENTITY
+ADA = Identity(user_id="ada", session_id="s1", agent_id="a1")
+BOB = Identity(user_id="bob", session_id="s1", agent_id="a1")
+
+
+@pytest.fixture
+async def database(learning_database: ThrowawayDatabase) -> AsyncIterator[PostgresDatabase]:
+    """The transport to `learning_database`, as a server."""
+    database = PostgresDatabase(learning_database.url)
+    yield database
+    await database.close()
+
+
+def _call(
+    connection: psycopg.Connection[Any], function: str, identity: Identity | None, **arguments: Any
+) -> Any:
+    """Call a storage function on this very connection."""
+    values = dict(arguments)
+    if function not in WITHOUT_IDENTITY:
+        values["identity"] = None if identity is None else identity.as_json()
+    parts = [
+        sql.SQL("{} => {}{}").format(
+            sql.Identifier(name), sql.Placeholder(name), sql.SQL(CASTS.get(name, _CASTS.get(name, "")))
+        )
+        for name in values
+    ]
+    row = connection.execute(
+        sql.SQL("SELECT {}({})").format(sql.Identifier("public", function), sql.SQL(", ").join(parts)),
+        {name: to_json(item) if name in JSON_ARGUMENTS else item for name, item in values.items()},
+    ).fetchone()
+    return row[0] if row else None
+
+
+_CASTS: dict[str, LiteralString] = {"delay_seconds": "::double precision", "stalled_seconds": "::double precision"}
+
+
+@contextmanager
+def _as_role(
+    url: str, role: str, claims: dict[str, Any] | str | None = None
+) -> Iterator[psycopg.Connection[Any]]:
+    """A connection as PostgREST makes it: logged in as `authenticator`, then the role, and the claims of the token."""
+    password = secrets.token_hex(8)
+    rows(url, f"ALTER ROLE authenticator PASSWORD '{password}'")
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    login = urlunsplit(parts._replace(netloc=f"authenticator:{password}@{host}"))
+    with psycopg.connect(login, autocommit=True) as connection:
+        connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(role)))
+        if claims is not None:
+            text = claims if isinstance(claims, str) else json.dumps(claims)
+            connection.execute("SELECT set_config('request.jwt.claims', %s, false)", (text,))
+        yield connection
+
+
+def _claims(user_id: str, tenant_id: str | None = None) -> dict[str, Any]:
+    more = {} if tenant_id is None else {"app_metadata": {"tenant_id": tenant_id}}
+    return {"sub": user_id, "role": "authenticated", **more}
+
+
+# What the catalogue says, on a plain Postgres and on Supabase's layout
+
+
+@pytest.fixture(params=["plain", "supabase"])
+async def catalogue(request: pytest.FixtureRequest) -> str:
+    """Address of a migrated database, as a superuser."""
+    if request.param == "plain":
+        return str(request.getfixturevalue("learning_database").url)
+    layout: SupabaseLayout = request.getfixturevalue("supabase_layout")
+    await migrate(layout.url)
+    return layout.superuser_url
+
+
+async def test_every_table_has_forced_row_level_security_and_lets_in_agent_app_alone(catalogue: str) -> None:
+    tables = dict(
+        (name, (enabled, forced))
+        for name, enabled, forced in rows(
+            catalogue,
+            """
+            SELECT c.relname::text, c.relrowsecurity, c.relforcerowsecurity FROM pg_class c
+            JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE n.nspname IN ('public', 'agent_private') AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+            """,
+        )
+    )
+    # The owner of the bookkeeping reads it without an identity; no policy lets anybody else in.
+    assert tables.pop("agent_migration") == (True, False)
+    assert set(tables) == set(OUR_TABLES)
+    assert set(tables.values()) == {(True, True)}
+    policies = rows(
+        catalogue, "SELECT tablename::text, roles::text[], permissive FROM pg_policies WHERE schemaname = 'public'"
+    )
+    assert {table for table, _, _ in policies} == set(OUR_TABLES)
+    assert all(roles == ["agent_app"] for _, roles, _ in policies)
+
+
+async def test_no_role_of_the_api_has_a_right_on_any_table_or_sequence(catalogue: str) -> None:
+    granted = rows(
+        catalogue,
+        """
+        SELECT r.rolname::text, n.nspname || '.' || c.relname, p
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,
+             (VALUES ('anon'), ('authenticated'), ('service_role'), ('authenticator')) AS r (rolname),
+             unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) AS p
+        WHERE n.nspname IN ('public', 'agent_private', 'agent_queue') AND c.relkind IN ('r', 'p', 'v', 'm')
+          AND has_table_privilege(r.rolname, c.oid, p)
+        """,
+    )
+    # A server's key may look after the queue and read which migrations are there, and nothing else.
+    beyond = [
+        (role, table, right)
+        for role, table, right in granted
+        if not (role == "service_role" and table.startswith(("agent_queue.", "public.agent_migration")))
+    ]
+    assert beyond == []
+    by_column = rows(
+        catalogue,
+        """
+        SELECT a.attrelid::regclass::text, a.attname::text FROM pg_attribute a
+        JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname IN ('public', 'agent_private', 'agent_queue') AND a.attacl IS NOT NULL
+        """,
+    )
+    assert by_column == []
+    schemas = rows(
+        catalogue,
+        """
+        SELECT r.rolname::text, s.name::text
+        FROM (VALUES ('anon'), ('authenticated')) AS r (rolname), (VALUES ('agent_private'), ('agent_queue')) AS s (name)
+        WHERE has_schema_privilege(r.rolname, s.name, 'USAGE, CREATE')
+        """,
+    )
+    assert schemas == []
+
+
+async def test_each_role_may_execute_what_is_meant_for_it_and_nothing_else(catalogue: str) -> None:
+    executable = rows(
+        catalogue,
+        """
+        SELECT r.rolname::text, n.nspname::text, p.proname::text
+        FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace,
+             (VALUES ('anon'), ('authenticated'), ('service_role'), ('agent_server')) AS r (rolname)
+        WHERE n.nspname IN ('public', 'agent_private', 'agent_queue')
+          AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
+          AND has_function_privilege(r.rolname, p.oid, 'EXECUTE') AND has_schema_privilege(r.rolname, n.oid, 'USAGE')
+        """,
+    )
+
+    def of(role: str, *schemas: str) -> set[str]:
+        return {name for who, schema, name in executable if who == role and schema in schemas}
+
+    assert of("anon", "public", "agent_private", "agent_queue") == set()
+    assert of("authenticated", "public", "agent_private", "agent_queue") == set(FOR_USERS)
+    for role in ("service_role", "agent_server"):
+        assert of(role, "public", "agent_private") == set(ALL)
+
+
+async def test_agent_app_is_nobody_to_log_in_as_and_is_held_by_row_level_security(catalogue: str) -> None:
+    rights = rows(
+        catalogue,
+        "SELECT rolcanlogin, rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolinherit "
+        "FROM pg_roles WHERE rolname = 'agent_app'",
+    )
+    assert rights == [(False,) * 6]
+    members = rows(
+        catalogue,
+        "SELECT r.rolname::text FROM pg_roles r WHERE NOT r.rolsuper AND r.rolname <> 'agent_app' "
+        "AND pg_has_role(r.rolname, 'agent_app', 'MEMBER')",
+    )
+    assert members in ([], [("project_owner",)]), "only who migrates may become agent_app"
+
+
+# Our own filters taken away
+
+
+async def _fill(database: PostgresDatabase, identity: Identity, mark: str) -> None:
+    """A row in every table, each with the mark in it or beside it."""
+    receipt = await database.call(
+        "upsert_learning", identity, learning=memory(f"{mark} tea", evidence=[{"run_id": f"{mark}-run"}])
+    )
+    await database.call(
+        "store_embeddings",
+        identity,
+        model="m",
+        embeddings=[{"memory_number": receipt["memory_number"], "embedding": "[1,2]"}],
+    )
+    await database.call(
+        "record_run",
+        identity,
+        run=a_run(
+            f"{mark} said",
+            run_id=f"{mark}-run",
+            exposures=[{"memory_id": receipt["memory_id"], "version": 1}],
+            outcomes=[{"kind": "reward", "succeeded": True}],
+        ),
+    )
+
+
+_OWNER = {"agent_run": "user_id", "agent_exposure": "user_id", "agent_outcome": "user_id"}
+_MARK = {"agent_memory_embedding": None, "agent_scope": None}
+
+
+async def test_a_bare_select_sees_the_rows_of_the_identity_alone_and_none_without(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    people = [
+        Identity(tenant_id=tenant, user_id=user, session_id="s") for tenant in ("t1", "t2") for user in ("ada", "bob")
+    ]
+    for person in people:
+        await _fill(database, person, f"{person.tenant_id}-{person.user_id}")
+    await database.call("import_runs", Identity(tenant_id="t1"), runs=[a_run(run_id="of-nobody")])
+
+    def seen(settings: dict[str, str]) -> dict[str, set[tuple[str, str]]]:
+        with psycopg.connect(learning_database.url) as connection:
+            connection.execute("SET ROLE agent_app")
+            for name, item in settings.items():
+                connection.execute("SELECT set_config(%s, %s, true)", (f"agent.{name}", item))
+            found = {}
+            for table in OUR_TABLES:
+                owner = sql.Identifier(_OWNER.get(table, "owner_id"))
+                query = sql.SQL("SELECT tenant_id, coalesce({}, '') FROM {}").format(owner, sql.Identifier(table))
+                found[table] = set(connection.execute(query).fetchall())
+            return found
+
+    for person in people:
+        assert person.user_id is not None
+        own = {"tenant_id": person.tenant_id, "user_id": person.user_id, "reach": "user"}
+        assert seen(own) == {table: {(person.tenant_id, person.user_id)} for table in OUR_TABLES}
+        assert seen(own | {"reach": "claims"}) == seen(own)
+    nothing: dict[str, set[tuple[str, str]]] = {table: set() for table in OUR_TABLES}
+    for settings in (
+        {},
+        {"tenant_id": "t1"},
+        {"user_id": "ada"},
+        {"tenant_id": "", "user_id": "ada"},
+        {"tenant_id": "t1", "user_id": ""},
+        {"tenant_id": "t1", "user_id": "", "agent_id": "", "reach": "user"},
+        {"tenant_id": "t1", "user_id": "%", "reach": "user"},
+        {"tenant_id": "t3", "user_id": "ada", "reach": "tenant"},
+        {"tenant_id": "", "user_id": "", "reach": "tenant"},
+        {"user_id": "ada", "reach": "tenant"},
+    ):
+        assert seen(settings) == nothing, settings
+    whole = seen({"tenant_id": "t1", "reach": "tenant"})
+    assert whole["agent_memory"] == {("t1", "ada"), ("t1", "bob")}
+    assert whole["agent_run"] == {("t1", "ada"), ("t1", "bob"), ("t1", "")}
+
+
+async def test_bare_writes_reach_no_row_of_others(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    for person in (ADA, BOB, BOB.with_(tenant_id="t2")):
+        await _fill(database, person, f"{person.tenant_id}-{person.user_id}")
+    before = {row for (row,) in rows(learning_database.url, "SELECT m::text FROM agent_memory m")}
+
+    def as_bob(statement: str) -> int:
+        with psycopg.connect(learning_database.url) as connection:
+            connection.execute("SET ROLE agent_app")
+            connection.execute(
+                "SELECT set_config('agent.tenant_id', 'default', true), set_config('agent.user_id', 'bob', true)"
+            )
+            count = connection.execute(statement.encode()).rowcount
+            connection.rollback()
+            return count
+
+    for table in OUR_TABLES:
+        assert as_bob(f"DELETE FROM {table} WHERE true") == len(
+            rows(
+                learning_database.url,
+                f"SELECT FROM {table} WHERE tenant_id = 'default' AND {_OWNER.get(table, 'owner_id')} = 'bob'",
+            )
+        ), table
+        assert as_bob(f"UPDATE {table} SET tenant_id = tenant_id") > 0
+        for theft in ("tenant_id = 't2'", f"{_OWNER.get(table, 'owner_id')} = 'ada'"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"):
+                as_bob(f"UPDATE {table} SET {theft}")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"):
+        as_bob("INSERT INTO agent_scope (tenant_id, scope, owner_id) VALUES ('default', 'user', 'eve')")
+    for statement in ("TRUNCATE agent_memory CASCADE", "ALTER TABLE agent_memory DISABLE ROW LEVEL SECURITY"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            as_bob(statement)
+    assert {row for (row,) in rows(learning_database.url, "SELECT m::text FROM agent_memory m")} == before
+
+
+# With no identity
+
+
+async def test_with_no_identity_every_function_finds_nothing_or_refuses(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    for person in (ADA, BOB):
+        await _fill(database, person, f"zq{person.user_id}")
+    stored = everything_stored(learning_database.url)
+    silent: dict[str, Any] = {
+        "recall_context": {"profile": [], "session": [], "memories": []},
+        "match_memories": [],
+        "get_learning": None,
+        "get_learnings": [],
+        "memories_without_embedding": [],
+        "list_runs": [],
+        "get_run": None,
+        "list_users": [],
+    }
+    nobodies: list[dict[str, Any] | None] = [
+        None,
+        {},
+        {"tenant_id": "", "user_id": ""},
+        {"tenant_id": None, "user_id": None},
+        {"user_id": "ada"},  # of no tenant
+        {"tenant_id": "", "user_id": "ada"},
+    ]
+    with psycopg.connect(learning_database.url, autocommit=True) as connection:
+        for nobody in nobodies:
+            for function, arguments in (FOR_USERS | FOR_SERVERS).items():
+                if function == "retry_learning":
+                    continue  # an order without a person is learned as nobody's: see below
+                values = arguments | {"identity": nobody}
+                parts = sql.SQL(", ").join(
+                    sql.SQL("{} => {}{}").format(
+                        sql.Identifier(name), sql.Placeholder(name), sql.SQL(CASTS.get(name, ""))
+                    )
+                    for name in values
+                )
+                statement = sql.SQL("SELECT {}({})").format(sql.Identifier("public", function), parts)
+                given = {n: to_json(v) if n in JSON_ARGUMENTS and v is not None else v for n, v in values.items()}
+                if function in silent:
+                    row = connection.execute(statement, given).fetchone()
+                    assert row == (silent[function],), (function, nobody)
+                else:
+                    with pytest.raises(psycopg.Error) as refused:
+                        connection.execute(statement, given)
+                    assert refused.value.sqlstate == "AGN01", (function, nobody)
+    assert everything_stored(learning_database.url) == stored
+
+
+# Random operations
+
+
+async def test_no_random_operation_ever_gives_a_row_of_somebody_else(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    chance = random.Random(20261120)
+    people = [
+        Identity(tenant_id=f"t{tenant}", user_id=f"u{user}", session_id=f"s{session}")
+        for tenant in range(20)
+        for user in range(2)
+        for session in range(2)
+    ]
+    memory_ids: list[str] = [SOME_ID]
+    run_ids: list[str] = ["r0"]
+    answered = 0
+
+    def mark(person: Identity) -> str:
+        return f"zq{person.tenant_id}{person.user_id}qz"
+
+    def text(person: Identity) -> str:
+        return " ".join([mark(person), *chance.choices(["tea", "rome", "cello", "billing"], k=2)])
+
+    def learning(person: Identity) -> dict[str, Any]:
+        made: dict[str, Any] = {"store": chance.choice(["user_memory", "user_memory", "user_profile"])}
+        made["content"] = text(person)
+        if made["store"] == "user_profile":
+            made["field"] = chance.choice(["name", "role"])
+        if chance.random() < 0.3:
+            made["memory_id"] = chance.choice(memory_ids)
+        made["evidence"] = [{"run_id": chance.choice(run_ids), "quote": mark(person)}]
+        return made
+
+    def operation(person: Identity) -> tuple[str, dict[str, Any]]:
+        any_memory, any_run = chance.choice(memory_ids), chance.choice(run_ids)
+        run = a_run(
+            text(person),
+            run_id=any_run if chance.random() < 0.2 else f"r{len(run_ids)}",
+            exposures=[{"memory_id": any_memory, "version": 1}],
+            outcomes=[{"kind": "reward", "succeeded": chance.random() < 0.5}],
+        )
+        question = chance.choice(["zq", "tea", mark(chance.choice(people)), "cello rome billing"])
+        vector = chance.choice([{}, {"question_embedding": "[1,0]", "embedding_model": "m"}])
+        choices: list[tuple[str, dict[str, Any]]] = [
+            ("upsert_learning", {"learning": learning(person), "memory_limit": chance.choice([None, 5])}),
+            ("upsert_learnings", {"learnings": [learning(person), learning(person)]}),
+            ("upsert_learnings", {"learnings": [learning(person) | {"action": "retire", "memory_id": any_memory}]}),
+            ("record_run", {"run": run}),
+            ("recall_context", {"question": question, **vector}),
+            ("match_memories", {"question": question, "memory_limit": 50, **vector}),
+            ("get_learning", {"the_memory_id": any_memory}),
+            ("get_learnings", {"wanted": chance.choice([{}, {"store": "user_memory"}, {"session_id": "s1"}])}),
+            ("pending_learning", {}),
+            ("memories_without_embedding", {"model": "m"}),
+            ("store_embeddings", {"model": "m", "embeddings": [
+                {"memory_number": chance.randrange(1, 500), "embedding": "[1,0]"}]}),
+            ("apply_learning", {"run_ids": [any_run], "operations": [learning(person)],
+                                "expected_version": chance.randrange(5)}),
+            ("get_run", {"the_run_id": any_run}),
+            ("list_runs", {"wanted": chance.choice([{}, {"user_id": "u1"}, {"failed": True}])}),
+            ("list_users", {}),
+            ("learning_status", {}),
+        ]  # fmt: skip
+        if chance.random() < 0.15:
+            choices = [
+                ("delete_learning", {"the_memory_id": any_memory}),
+                ("delete_learnings", {"the_memory_ids": chance.choices(memory_ids, k=3)}),
+                ("clear_learnings", {"the_store": "user_profile"}),
+                ("erase_user", {}),
+                ("import_runs", {"runs": [run]}),
+            ]
+        return chance.choice(choices)
+
+    of_the_tenant = {"get_run", "list_runs", "list_users", "learning_status", "import_runs", "erase_user"}
+    for _ in range(3000):
+        person = chance.choice(people)
+        function, arguments = operation(person)
+        try:
+            answer = await database.call(function, person, **arguments)
+        except LearningError as error:
+            answer = str(error)
+        said = json.dumps(answer)
+        seen = set(said.split("zq")[1:])
+        allowed = f"{person.tenant_id}u" if function in of_the_tenant else f"{person.tenant_id}{person.user_id}qz"
+        if function != "erase_user":
+            assert all(part.startswith(allowed) for part in seen), (function, person, said[:2000])
+        answered += bool(seen)
+        if function.startswith("upsert") and not isinstance(answer, str):
+            for receipt in answer if isinstance(answer, list) else [answer]:
+                memory_ids.append(receipt["memory_id"])
+        if function == "record_run" and not isinstance(answer, str):
+            run_ids.append(answer["run_id"])
+    assert answered > 500, "the answers must show something to leak"
+    for table, owner in (("agent_memory", "owner_id"), ("agent_run", "user_id")):
+        strangers = rows(
+            learning_database.url,
+            f"SELECT t::text FROM {table} t WHERE position('zq' IN t::text) > 0 "
+            f"AND position('zq' || tenant_id || {owner} || 'qz' IN t::text) = 0",
+        )
+        assert strangers == [], table
+    crossed = rows(
+        learning_database.url,
+        "SELECT FROM agent_memory_evidence e JOIN agent_memory m USING (tenant_id, memory_id, version) "
+        "WHERE e.owner_id <> m.owner_id",
+    )
+    assert crossed == []
+
+
+# Callers with a user's token, and with the public key
+
+
+async def test_a_users_token_is_its_own_identity_whatever_it_says(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    await _fill(database, ADA, "zqada")
+    await _fill(database, BOB, "zqbob")
+    await _fill(database, BOB.with_(tenant_id="t2"), "zqforeign")
+    adas = await database.call("get_learnings", ADA)
+
+    with _as_role(learning_database.url, "authenticated", _claims("bob")) as connection:
+        for told in (ADA, BOB, BOB.with_(tenant_id="t2"), ADA.with_(tenant_id="t2"), None):
+            known = _call(connection, "recall_context", told, question="zqada zqbob zqforeign tea")
+            assert [item["content"] for item in known["memories"]] == ["zqbob tea"], told
+            listed = _call(connection, "get_learnings", told)
+            assert [(item["tenant_id"], item["owner_id"]) for item in listed] == [("default", "bob")]
+            matched = _call(connection, "match_memories", told, question="tea")
+            assert [item["content"] for item in matched] == ["zqbob tea"]
+            assert _call(connection, "get_learning", told, the_memory_id=adas[0]["memory_id"]) is None
+            assert _call(connection, "delete_learning", told, the_memory_id=adas[0]["memory_id"]) is False
+        assert _call(connection, "upsert_learning", ADA, learning=memory("zqnew"))["status"] == "created"
+        assert _call(connection, "record_run", ADA, run=a_run(run_id="of-token"))["recorded"]
+        assert _call(connection, "clear_learnings", ADA) == 2
+    assert await database.call("get_learnings", ADA) == adas
+    assert await database.call("get_learnings", BOB) == []
+    assert (await database.call("get_run", ADA, the_run_id="of-token"))["user_id"] == "bob"
+    assert [m["content"] for m in await database.call("get_learnings", BOB.with_(tenant_id="t2"))] == ["zqforeign tea"]
+
+    with _as_role(learning_database.url, "authenticated", _claims("bob", "t2")) as connection:
+        known = _call(connection, "recall_context", ADA, question="tea")
+        assert [item["content"] for item in known["memories"]] == ["zqforeign tea"]
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        None,
+        "",
+        {},
+        {"role": "authenticated"},
+        {"sub": "", "role": "authenticated"},
+        {"sub": None, "app_metadata": {"tenant_id": "default"}},
+        {"user_metadata": {"sub": "ada"}},
+    ],
+)
+async def test_a_token_that_names_nobody_is_nobody(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase, claims: dict[str, Any] | str | None
+) -> None:
+    await _fill(database, ADA, "zqada")
+    before = everything_stored(learning_database.url)
+    with _as_role(learning_database.url, "authenticated", claims) as connection:
+        assert _call(connection, "get_learnings", ADA) == []
+        assert _call(connection, "recall_context", ADA, question="tea")["memories"] == []
+        for function in ("upsert_learning", "record_run", "clear_learnings"):
+            with pytest.raises(psycopg.Error) as refused:
+                _call(connection, function, ADA, **FOR_USERS[function])
+            assert refused.value.sqlstate == "AGN01"
+    assert everything_stored(learning_database.url) == before
+
+
+async def test_a_token_that_calls_itself_a_server_is_still_a_user(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    await _fill(database, ADA, "zqada")
+    for role in ("service_role", "agent_server", "postgres"):
+        claims = _claims("bob") | {"role": role}
+        with _as_role(learning_database.url, "authenticated", claims) as connection:
+            assert _call(connection, "get_learnings", ADA) == []
+
+
+@pytest.mark.parametrize("role", ["authenticated", "anon"])
+async def test_a_servers_key_with_a_users_claims_acts_for_that_user(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase, role: str
+) -> None:
+    await _fill(database, ADA, "zqada")
+    await _fill(database, BOB, "zqbob")
+    with _as_role(learning_database.url, "service_role", _claims("bob") | {"role": role}) as connection:
+        listed = _call(connection, "get_learnings", ADA)
+        assert [item["content"] for item in listed] == ["zqbob tea"]
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            _call(connection, "list_users", ADA)
+    with _as_role(learning_database.url, "service_role", {"role": "service_role"}) as connection:
+        listed = _call(connection, "get_learnings", ADA)
+        assert [item["content"] for item in listed] == ["zqada tea"]
+
+
+@pytest.mark.parametrize("function", FOR_SERVERS | WITHOUT_IDENTITY)
+async def test_a_user_may_not_call_what_is_for_servers(
+    learning_database: ThrowawayDatabase, function: str
+) -> None:
+    with (
+        _as_role(learning_database.url, "authenticated", _claims("ada")) as connection,
+        pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied for function"),
+    ):
+        _call(connection, function, ADA, **ALL[function])
+
+
+async def test_the_public_key_may_call_nothing_and_touch_no_table(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    await _fill(database, ADA, "zqada")
+    for role, claims in (("anon", None), ("anon", {"role": "anon"}), ("anon", _claims("ada"))):
+        with _as_role(learning_database.url, role, claims) as connection:
+            for function, arguments in ALL.items():
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    _call(connection, function, ADA, **arguments)
+    for role in ("anon", "authenticated", "service_role"):
+        with _as_role(learning_database.url, role, _claims("ada")) as connection:
+            for table in OUR_TABLES:
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    connection.execute(sql.SQL("SELECT FROM {}").format(sql.Identifier(table)))
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute("SELECT agent_private.enter('{}')")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute("SET ROLE agent_app")
+
+
+async def test_a_user_may_not_write_for_more_than_themselves(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    everywhere = await database.call("upsert_learning", ADA, learning=memory("zqtenant", scope="tenant"))
+    agents = await database.call("upsert_learning", ADA, learning=memory("zqagent", scope="agent"))
+    before = everything_stored(learning_database.url)
+    with _as_role(learning_database.url, "authenticated", _claims("bob")) as connection:
+        for scope in ("tenant", "agent"):
+            with pytest.raises(psycopg.Error):
+                _call(connection, "upsert_learning", ADA, learning=memory("zqmine", scope=scope))
+            with pytest.raises(psycopg.Error):
+                retire = {"action": "retire", "store": "user_memory", "scope": scope}
+                memory_id = (everywhere if scope == "tenant" else agents)["memory_id"]
+                _call(connection, "upsert_learnings", ADA, learnings=[retire | {"memory_id": memory_id}])
+        assert _call(connection, "delete_learning", ADA, the_memory_id=everywhere["memory_id"]) is False
+        assert _call(connection, "get_learning", ADA, the_memory_id=agents["memory_id"]) is None
+    assert everything_stored(learning_database.url) == before
+
+
+async def test_tables_of_the_callers_own_do_not_stand_in_for_ours(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    await _fill(database, BOB, "zqbob")
+    with _as_role(learning_database.url, "authenticated", _claims("bob")) as connection:
+        connection.execute("CREATE TEMP TABLE agent_memory AS SELECT 'zqfake'::text AS content")
+        connection.execute("CREATE TEMP TABLE agent_scope AS SELECT 'zqfake'::text AS owner_id")
+        connection.execute(
+            "CREATE FUNCTION pg_temp.current_setting(text, boolean) RETURNS text LANGUAGE sql AS $$ SELECT 'ada' $$"
+        )
+        connection.execute("SET search_path = pg_temp, public")
+        listed = _call(connection, "get_learnings", ADA)
+        assert [item["content"] for item in listed] == ["zqbob tea"]
+        known = _call(connection, "recall_context", ADA, question="tea")
+        assert [item["content"] for item in known["memories"]] == ["zqbob tea"]
+
+
+# The identity of a call ends with it
+
+_SETTINGS = ("agent.tenant_id", "agent.user_id", "agent.agent_id", "agent.reach", "role")
+
+
+def _settings(connection: psycopg.Connection[Any]) -> list[str]:
+    row = connection.execute(
+        "SELECT ARRAY(SELECT coalesce(current_setting(name, true), '') FROM unnest(%s::text[]) AS name)",
+        (list(_SETTINGS),),
+    ).fetchone()
+    assert row is not None
+    return list(row[0])
+
+
+@pytest.mark.parametrize("function", ALL)
+@pytest.mark.parametrize("is_set_before", [False, True])
+async def test_the_identity_does_not_outlive_its_call(
+    learning_database: ThrowawayDatabase, function: str, is_set_before: bool
+) -> None:
+    with psycopg.connect(learning_database.url) as connection:
+        if is_set_before:
+            for name in _SETTINGS[:4]:
+                connection.execute("SELECT set_config(%s, 'before', true)", (name,))
+        before = _settings(connection)
+        assert before == (["before"] * 4 if is_set_before else [""] * 4) + ["none"]
+
+        _call(connection, function, ADA, **ALL[function])
+        assert _settings(connection) == before, "in the same transaction"
+        if function not in WITHOUT_IDENTITY and function != "retry_learning":
+            with pytest.raises(psycopg.Error), connection.transaction():
+                _call(connection, function, ADA, **_broken(function))
+            assert _settings(connection) == before, "after an error"
+        connection.commit()
+        assert _settings(connection)[:4] == [""] * 4
+
+
+def _broken(function: str) -> dict[str, Any]:
+    """Arguments that make it fail after it has taken on the identity."""
+    return {
+        "recall_context": {"question": "tea", "question_embedding": "no vector", "embedding_model": "m"},
+        "match_memories": {"question": "tea", "question_embedding": "no vector", "embedding_model": "m"},
+        "record_run": {"run": a_run(status="no status")},
+        "upsert_learning": {"learning": memory("")},
+        "upsert_learnings": {"learnings": [memory("fine"), memory("")]},
+        "get_learnings": {"wanted": {}, "memory_limit": -1},
+        "pending_learning": {"run_limit": -1},
+        "apply_learning": {"run_ids": [], "operations": [memory("")], "expected_version": 0},
+        "memories_without_embedding": {"model": "m", "memory_limit": -1},
+        "store_embeddings": {"model": "m", "embeddings": {"no": "list"}},
+        "import_runs": {"runs": [a_run(status="no status")]},
+        "list_runs": {"run_limit": -1},
+    }.get(function, {"the_memory_id": "no uuid", "the_memory_ids": "no list", "nobody": 1})
+
+
+async def test_an_error_caught_inside_a_transaction_leaves_no_identity(
+    learning_database: ThrowawayDatabase,
+) -> None:
+    with psycopg.connect(learning_database.url) as connection:
+        connection.execute("""
+            DO $$
+            BEGIN
+                PERFORM public.upsert_learning('{"tenant_id": "t", "user_id": "u"}', '{"store": "s", "content": ""}');
+            EXCEPTION WHEN OTHERS THEN NULL;
+            END
+            $$
+        """)
+        assert _settings(connection)[:4] == [""] * 4
+        connection.execute("SET ROLE agent_app")
+        assert connection.execute("SELECT count(*) FROM agent_scope").fetchone() == (0,)
+
+
+async def test_connections_go_back_to_the_pool_without_an_identity(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    await _fill(database, ADA, "zqada")
+    for person in (ADA, BOB, Identity()):
+        for function, arguments in FOR_USERS.items():
+            try:
+                await database.call(function, person, **arguments)
+            except LearningError:
+                pass
+            assert await database.call("get_learnings", Identity()) == []
+    pool = database._pool
+    assert pool is not None
+    async with pool.connection() as connection:
+        for name in _SETTINGS[:4]:
+            row = await (await connection.execute("SELECT current_setting(%s, true)", (name,))).fetchone()
+            assert row in ((None,), ("",))
