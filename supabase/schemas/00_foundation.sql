@@ -167,7 +167,7 @@ BEGIN
         tenant := coalesce(nullif(claims #>> '{app_metadata,tenant_id}', ''), 'default');
         person := nullif(claims ->> 'sub', '');
         reach := 'claims';
-        identity := identity - 'agent_id';
+        identity := NULL;
     END IF;
     IF tenant IS NULL OR (person IS NULL AND reach <> 'tenant') THEN
         RETURN NULL;

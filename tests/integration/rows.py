@@ -58,7 +58,7 @@ def everything_stored(url: str) -> str:
         texts = []
         for schema, table in tables:
             found = connection.execute(
-                sql.SQL("SELECT t::text FROM {} AS t").format(sql.Identifier(schema, table))
+                sql.SQL("SELECT t::text FROM {} AS t ORDER BY 1").format(sql.Identifier(schema, table))
             ).fetchall()
             texts += [f"{schema}.{table}: {row[0]}" for row in found]
         return "\n".join(texts)

@@ -7,6 +7,7 @@ from typing import Any
 
 from agent.database.protocol import Database
 from agent.identity import Identity
+from agent.portal import portal
 from agent.settings import Settings
 
 
@@ -30,7 +31,7 @@ def open_database(settings: Settings) -> Database:
     return EmbeddedDatabase(settings)
 
 
-class EmbeddedDatabase:
+class EmbeddedDatabase(Database):
     """The embedded Postgres, started and migrated when it is first called."""
 
     def __init__(self, settings: Settings) -> None:
@@ -41,15 +42,14 @@ class EmbeddedDatabase:
 
     async def url(self) -> str:
         """Start the server if need be and return its address."""
-        database = await self._started()
+        database = await portal().run(self._started())
         return str(database.url)
 
-    async def call(self, function: str, identity: Identity | None = None, /, **arguments: Any) -> Any:
-        """See `agent.database.protocol.Database.call`."""
+    async def _call(self, function: str, identity: Identity | None = None, /, **arguments: Any) -> Any:
         database = self._database or await self._started()
         return await database.call(function, identity, **arguments)
 
-    async def prepare(self) -> None:
+    async def _prepare(self) -> None:
         """Start and migrate the server, where this was not done."""
         if self._database is None:
             await self._started()
@@ -68,7 +68,7 @@ class EmbeddedDatabase:
                 self._database = PostgresDatabase(url)
         return self._database
 
-    async def close(self) -> None:
+    async def _close(self) -> None:
         """Give back connections and this process's hold on the server; the last process stops it."""
         database, self._database = self._database, None
         server, self._server = self._server, None

@@ -13,17 +13,21 @@ from psycopg import sql
 from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
-from agent.database.protocol import CASTS, JSON_ARGUMENTS, clean, refusal, to_json
+from agent.database.protocol import CASTS, JSON_ARGUMENTS, Database, clean, refusal, to_json
 from agent.errors import ConfigurationError, DatabaseUnavailable, LearningError
 from agent.identity import Identity
 
 _CONNECT_SECONDS = 5
 _POOLER_PORT = 6543  # Supabase's transaction pooler: a prepared statement would meet another connection
 _REST_AFTER_FAILURE_SECONDS = 1.0
-_LOST = ("08", "53", "57P")  # SQLSTATE: connection, resources, shutdown. Whatever else a server answers, it is there
+_LOST = (
+    "08",
+    "53",
+    "57P",
+)  # SQLSTATE: connection, resources, shutdown. Whatever else a server answers, it is there
 
 
-class PostgresDatabase:
+class PostgresDatabase(Database):
     """Storage functions over a pool of connections, opened at the first call.
 
     While the server is away calls fail at once: after a failure the next attempt to connect is made one second
@@ -45,8 +49,7 @@ class PostgresDatabase:
         """Where it is, password included: for workers, never for messages."""
         return self._url
 
-    async def call(self, function: str, identity: Identity | None = None, /, **arguments: Any) -> Any:
-        """See `agent.database.protocol.Database.call`."""
+    async def _call(self, function: str, identity: Identity | None = None, /, **arguments: Any) -> Any:
         if identity is not None:
             arguments["identity"] = identity.as_json()
         values = {
@@ -151,11 +154,7 @@ class PostgresDatabase:
         if pool is not None:
             await pool.close(timeout=1)
 
-    async def prepare(self) -> None:
-        """Nothing: the pool opens at the first call."""
-
-    async def close(self) -> None:
-        """See `agent.database.protocol.Database.close`."""
+    async def _close(self) -> None:
         await self._drop_pool()
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any, LiteralString, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, LiteralString
+from uuid import UUID
 
 from agent.errors import (
     AccessRefused,
@@ -18,10 +21,14 @@ from agent.errors import (
     OperatorError,
 )
 from agent.identity import Identity
+from agent.portal import portal
 
 
-class Database(Protocol):
-    """A transport to the storage functions. Safe for use from any number of tasks of one event loop."""
+class Database(ABC):
+    """A transport to the storage functions, and the storage operations that people call themselves.
+
+    Safe for use from any number of tasks, threads and event loops: the work is done in the portal.
+    """
 
     async def call(self, function: str, identity: Identity | None = None, /, **arguments: Any) -> Any:
         """Run one storage function, one transaction, and return its JSON result.
@@ -30,12 +37,121 @@ class Database(Protocol):
             DatabaseUnavailable: not reachable; the same call may succeed later.
             LearningError: another branch of the tree in `agent.errors`, by what the function refused.
         """
+        return await portal().run(self._call(function, identity, **arguments))
 
     async def prepare(self) -> None:
         """Do what is done once and may take longer than a call should: the embedded server starts and is migrated."""
+        await portal().run(self._prepare())
 
     async def close(self) -> None:
         """Give back connections; calls after it open new ones."""
+        await portal().run(self._close())
+
+    @abstractmethod
+    async def _call(self, function: str, identity: Identity | None = None, /, **arguments: Any) -> Any:
+        """`call` in the portal."""
+
+    async def _prepare(self) -> None:  # noqa: B027 - most have nothing to prepare
+        """`prepare` in the portal."""
+
+    @abstractmethod
+    async def _close(self) -> None:
+        """`close` in the portal."""
+
+    async def get_learning(self, memory_id: str, *, identity: Identity) -> dict[str, Any] | None:
+        """One memory with its versions and evidence, or `None` where this identity has none of that id."""
+        found: dict[str, Any] | None = await self.call(
+            "get_learning", somebody(identity), the_memory_id=checked_id(memory_id)
+        )
+        return found
+
+    async def get_learnings(
+        self,
+        *,
+        identity: Identity,
+        store: str | None = None,
+        kind: str | None = None,
+        field: str | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> list[dict[str, Any]]:
+        """Current memories, newest first. At most 10,000 at once."""
+        wanted = {"store": store, "kind": kind, "field": field}
+        found: list[dict[str, Any]] = await self.call(
+            "get_learnings",
+            somebody(identity),
+            wanted={name: value for name, value in wanted.items() if value is not None},
+            memory_limit=limit,
+            memory_offset=offset,
+        )
+        return found
+
+    async def upsert_learning(
+        self, learning: Mapping[str, Any], *, identity: Identity, memory_limit: int | None = None
+    ) -> dict[str, Any]:
+        """Write one memory as it is given; `LearningMachine.upsert_learning` checks it against its store first.
+
+        Args:
+            learning: `store`, `content`, and what else `agent_private.write_memory` takes; with `action: retire` it is
+                retired.
+            identity: whose it is.
+            memory_limit: greatest number of memories of this store; the oldest above it are retired.
+
+        Returns:
+            The receipt: `status` (`created`, `updated`, `unchanged`, `retired`, `absent`), `memory_id`, `version`, ….
+
+        Raises:
+            InvalidLearning: it has no store or no content.
+            NotFound: no such memory of this identity.
+            ConflictError: it is at another version than `expected_version`.
+        """
+        receipts: list[dict[str, Any]] = await self.call(
+            "upsert_learnings",
+            somebody(identity),
+            learnings=[dict(learning)],
+            limits={} if memory_limit is None else {str(learning.get("store")): memory_limit},
+        )
+        return receipts[0]
+
+    async def delete_learning(self, memory_id: str, *, identity: Identity) -> bool:
+        """Delete one memory for good with all its versions. `False`: this identity has none of that id."""
+        return bool(
+            await self.call("delete_learning", somebody(identity), the_memory_id=checked_id(memory_id))
+        )
+
+    async def delete_learnings(self, memory_ids: Sequence[str], *, identity: Identity) -> int:
+        """Delete these memories for good; ids this identity does not have are passed over. Returns how many went."""
+        ids = [checked_id(memory_id) for memory_id in memory_ids]
+        return int(await self.call("delete_learnings", somebody(identity), the_memory_ids=ids))
+
+    async def clear_learnings(self, *, identity: Identity, store: str | None = None) -> int:
+        """Delete all memories of an identity for good, of one store or of all. Returns how many went."""
+        return int(await self.call("clear_learnings", somebody(identity), the_store=store))
+
+
+def somebody(identity: Identity) -> Identity:
+    """The identity, if it names a user.
+
+    Raises:
+        IdentityError: it is none, or names nobody: an empty scope is refused.
+    """
+    if not isinstance(identity, Identity):
+        raise IdentityError(f"identity={identity!r} must be an agent.Identity")
+    if not identity.is_somebody:
+        raise IdentityError("the identity names no user: an empty scope is refused")
+    return identity
+
+
+def checked_id(memory_id: str) -> str:
+    """The id as Postgres writes it.
+
+    Raises:
+        InvalidLearning: it is no UUID.
+    """
+    try:
+        return str(UUID(memory_id))
+    except (ValueError, AttributeError, TypeError):
+        raise InvalidLearning(f"memory_id={memory_id!r} is no memory id (a UUID)") from None
 
 
 # Arguments that are JSON documents; all others are plain values or lists of text.
@@ -115,7 +231,9 @@ def refusal(function: str, sqlstate: str | None, message: str) -> LearningError:
             )
         case "40001" | "40P01" | "23505":
             return ConflictError(f"{function}: {message}")
-        case str() if sqlstate.startswith(("22", "54")):  # a value that cannot be, or is larger than Postgres can hold
+        case str() if sqlstate.startswith(
+            ("22", "54")
+        ):  # a value that cannot be, or is larger than Postgres can hold
             return InvalidLearning(f"{function}: {message}")
         case _:
             return OperatorError(f"{function} failed in the database ({sqlstate}): {message}")

@@ -8,19 +8,20 @@ import binascii
 import json
 from typing import TYPE_CHECKING, Any
 
-from agent.database.protocol import refusal, to_json
+from agent.database.protocol import Database, refusal, to_json
 from agent.errors import AccessRefused, ConfigurationError, DatabaseUnavailable
 from agent.identity import DEFAULT_TENANT, Identity
 from agent.settings import Settings
 
 if TYPE_CHECKING:
     import httpx
+
     from supabase import AsyncClient
 
 _TIMEOUT_SECONDS = 10.0
 
 
-class SupabaseDatabase:
+class SupabaseDatabase(Database):
     """Storage functions over PostgREST, with a server's key or in the name of one user.
 
     With a user's access token the database takes the identity from the claims, whatever is asked for.
@@ -66,8 +67,7 @@ class SupabaseDatabase:
         """Whom the access token names, or `None` for a server's key. Read for labels only: the database verifies."""
         return identity_of_token(self._access_token) if self._access_token else None
 
-    async def call(self, function: str, identity: Identity | None = None, /, **arguments: Any) -> Any:
-        """See `agent.database.protocol.Database.call`."""
+    async def _call(self, function: str, identity: Identity | None = None, /, **arguments: Any) -> Any:
         import httpx
         from postgrest.exceptions import APIError
 
@@ -97,6 +97,7 @@ class SupabaseDatabase:
             async with self._opening:
                 if self._client is None:
                     import httpx
+
                     from supabase import AsyncClientOptions, SupabaseException, acreate_client
 
                     headers = {"Authorization": f"Bearer {self._access_token}"} if self._access_token else {}
@@ -109,11 +110,7 @@ class SupabaseDatabase:
                         raise ConfigurationError(f"SUPABASE_URL or its key is not usable: {error}") from None
         return self._client
 
-    async def prepare(self) -> None:
-        """Nothing: the client is made at the first call."""
-
-    async def close(self) -> None:
-        """See `agent.database.protocol.Database.close`."""
+    async def _close(self) -> None:
         self._client = None
         http, self._http = self._http, None
         if http is not None:

@@ -15,6 +15,8 @@ from agent.events import emit
 
 _CACHED_QUESTIONS = 512
 _TEXT_CHARACTERS_MAX = 8_000
+_DIMENSIONS_MAX = 16_000
+_LENGTH_MIN = 1e-15  # `pgvector` squares in single precision
 
 
 class Embedder:
@@ -41,25 +43,27 @@ class Embedder:
             emit("embedding_failed", model=self.name, reason=f"no answer within {self._timeout}")
             return None
         except Exception as error:  # noqa: BLE001 - a foreign client may raise anything; recall goes on by words
-            emit("embedding_failed", model=self.name, reason=type(error).__name__)
+            emit("embedding_failed", model=self.name, reason=kind_of(error))
             return None
         self._cache[text] = vector
         if len(self._cache) > _CACHED_QUESTIONS:
             self._cache.popitem(last=False)
         return vector
 
-    async def embed_memories(self, contents: Sequence[str]) -> list[str]:
+    async def embed_memories(self, contents: Sequence[str], *, timeout: timedelta) -> list[str]:
         """The vectors of contents, in order.
 
         Raises:
-            ModelError: the embedder failed or answered with something else than one vector each.
+            ModelError: the embedder failed, timed out or answered with something else than one vector each.
         """
+        texts = [text[:_TEXT_CHARACTERS_MAX] for text in contents]
         try:
-            vectors = await self._embeddings.aembed_documents(
-                [text[:_TEXT_CHARACTERS_MAX] for text in contents]
-            )
+            async with asyncio.timeout(timeout.total_seconds()):
+                vectors = list(await self._embeddings.aembed_documents(texts))
+        except TimeoutError:
+            raise ModelError(f"the embedder {self.name} gave no answer within {timeout}") from None
         except Exception as error:  # whatever a provider's client raises: the job retries
-            raise ModelError(f"the embedder {self.name} failed: {type(error).__name__}") from error
+            raise ModelError(f"the embedder {self.name} failed: {kind_of(error)}") from error
         if len(vectors) != len(contents):
             raise ModelError(
                 f"the embedder {self.name} gave {len(vectors)} vectors for {len(contents)} texts"
@@ -71,13 +75,22 @@ def as_vector(vector: Sequence[float]) -> str:
     """A vector as `pgvector` reads it, `[…]`; both transports carry text.
 
     Raises:
-        ModelError: it is empty, longer than 16,000 dimensions, or holds something that is no finite number.
+        ModelError: it is no list of numbers, empty, longer than 16,000 dimensions, or has no direction: a length of
+            zero, or one that is no number or beyond what `pgvector` can count with.
     """
     from pgvector import Vector
 
-    values = [float(value) for value in vector]
-    if not 1 <= len(values) <= 16_000 or not all(map(math.isfinite, values)):
-        raise ModelError(
-            f"an embedding of {len(values)} dimensions with values that are no finite numbers, or too many"
-        )
+    try:
+        values = [float(value) for value in vector]
+    except (TypeError, ValueError, OverflowError):
+        raise ModelError("an embedding that is no list of numbers") from None
+    length = math.hypot(*values)
+    if not 1 <= len(values) <= _DIMENSIONS_MAX or not _LENGTH_MIN <= length <= 1 / _LENGTH_MIN:
+        raise ModelError(f"an embedding of {len(values)} dimensions and length {length}: it has no direction")
     return str(Vector(values).to_text())
+
+
+def kind_of(error: Exception) -> str:
+    """What went wrong at a provider, without its words, which may hold the text that was sent."""
+    status = getattr(error, "status_code", None)
+    return type(error).__name__ + (f" (HTTP {status})" if isinstance(status, int) else "")

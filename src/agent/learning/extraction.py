@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 from agent.errors import ConfigurationError, ModelError
 from agent.identity import Identity
+from agent.learning.embedding import kind_of
 from agent.learning.rendering import inert, without_recalled
 from agent.stores.base import Evidence, Known, LearningMode, Memory, Refused, Store
 from agent.stores.user_memory import CONVERSATION, UserMemoryStore
@@ -126,7 +127,7 @@ async def extract(
     except (
         Exception
     ) as error:  # whatever a provider's client raises: here it means "no answer", and the job retries
-        raise ModelError(f"the extraction model failed: {type(error).__name__}") from error
+        raise ModelError(f"the extraction model failed: {kind_of(error)}") from error
     parsed = answer["parsed"] if isinstance(answer, dict) else answer
     if not isinstance(parsed, schema):
         reason = answer.get("parsing_error") if isinstance(answer, dict) else None

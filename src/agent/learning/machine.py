@@ -9,7 +9,6 @@ import weakref
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
-from uuid import UUID
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseChatModel
@@ -18,7 +17,7 @@ from langchain_core.tools import BaseTool
 
 from agent.database.opening import EmbeddedDatabase, open_database
 from agent.database.postgres import PostgresDatabase
-from agent.database.protocol import Database
+from agent.database.protocol import Database, checked_id, somebody
 from agent.database.supabase import SupabaseDatabase
 from agent.errors import ConfigurationError, ConflictError, IdentityError, InvalidLearning
 from agent.events import emit
@@ -217,13 +216,11 @@ class LearningMachine:
             else []
         )
         limits = {name: limit for store in self.stores for name, limit in store.limits().items()}
-        receipts: list[dict[str, Any]] = await portal().run(
-            self.database.call(
-                "upsert_learnings",
-                identity,
-                learnings=[learning | {"evidence": evidence} for learning in learnings],
-                limits=limits,
-            )
+        receipts: list[dict[str, Any]] = await self.database.call(
+            "upsert_learnings",
+            identity,
+            learnings=[learning | {"evidence": evidence} for learning in learnings],
+            limits=limits,
         )
         return receipts
 
@@ -253,8 +250,8 @@ class LearningMachine:
             if extracted is None:
                 break
             learned += len(extracted.run_ids)
-        if learned and (self._embedder is not None or self._embeddings_named is not None):
-            await self.embed_memories(identity)
+        if self._embedder is not None or self._embeddings_named is not None:
+            await self.embed_memories(identity)  # where nothing was left to learn too: it may have failed before
         self._worker.learned(identity, generation)
         return learned
 
@@ -313,7 +310,9 @@ class LearningMachine:
             )
             if not waiting:
                 return embedded
-            vectors = await self._embedder.embed_memories([item["content"] for item in waiting])
+            vectors = await self._embedder.embed_memories(
+                [item["content"] for item in waiting], timeout=self.settings.model_timeout
+            )
             stored = await self.database.call(
                 "store_embeddings",
                 identity,
@@ -331,11 +330,7 @@ class LearningMachine:
 
     async def get_learning(self, memory_id: str, *, identity: Identity) -> dict[str, Any] | None:
         """One memory with its versions and evidence, or `None` where this identity has none of that id."""
-        _somebody(identity)
-        found: dict[str, Any] | None = await portal().run(
-            self.database.call("get_learning", identity, the_memory_id=_uuid(memory_id))
-        )
-        return found
+        return await self.database.get_learning(memory_id, identity=identity)
 
     async def get_learnings(
         self,
@@ -348,18 +343,9 @@ class LearningMachine:
         offset: int = 0,
     ) -> list[dict[str, Any]]:
         """Current memories, newest first. At most 10,000 at once."""
-        _somebody(identity)
-        wanted = {"store": store, "kind": kind, "field": field}
-        found: list[dict[str, Any]] = await portal().run(
-            self.database.call(
-                "get_learnings",
-                identity,
-                wanted={name: value for name, value in wanted.items() if value is not None},
-                memory_limit=limit,
-                memory_offset=offset,
-            )
+        return await self.database.get_learnings(
+            identity=identity, store=store, kind=kind, field=field, limit=limit, offset=offset
         )
-        return found
 
     async def upsert_learning(
         self,
@@ -393,19 +379,16 @@ class LearningMachine:
             NotFound: no such memory of this identity.
             ConflictError: it is at another version.
         """
-        _somebody(identity)
+        somebody(identity)
         operation = self._operation(store, content, field=field, kind=kind, identity=identity)
-        more = {"memory_id": memory_id and _uuid(memory_id), "expected_version": expected_version}
+        more = {"memory_id": memory_id and checked_id(memory_id), "expected_version": expected_version}
         operation |= {name: value for name, value in more.items() if value is not None}
-        receipts: list[dict[str, Any]] = await portal().run(
-            self.database.call(
-                "upsert_learnings",
-                identity,
-                learnings=[operation | {"evidence": [dict(item) for item in evidence]}],
-                limits={name: limit for one in self.stores for name, limit in one.limits().items()},
-            )
+        limits = {name: limit for one in self.stores for name, limit in one.limits().items()}
+        return await self.database.upsert_learning(
+            operation | {"evidence": [dict(item) for item in evidence]},
+            identity=identity,
+            memory_limit=limits.get(store),
         )
-        return receipts[0]
 
     def _operation(
         self, name: str, content: Any, *, field: str | None, kind: str | None, identity: Identity
@@ -445,27 +428,19 @@ class LearningMachine:
 
     async def delete_learning(self, memory_id: str, *, identity: Identity) -> bool:
         """Delete one memory for good with all its versions. `False`: this identity has none of that id."""
-        _somebody(identity)
-        return bool(
-            await portal().run(
-                self.database.call("delete_learning", identity, the_memory_id=_uuid(memory_id))
-            )
-        )
+        return await self.database.delete_learning(memory_id, identity=identity)
 
     async def delete_learnings(self, memory_ids: Sequence[str], *, identity: Identity) -> int:
         """Delete these memories for good; ids this identity does not have are passed over. Returns how many went."""
-        _somebody(identity)
-        ids = [_uuid(memory_id) for memory_id in memory_ids]
-        return int(await portal().run(self.database.call("delete_learnings", identity, the_memory_ids=ids)))
+        return await self.database.delete_learnings(memory_ids, identity=identity)
 
     async def clear_learnings(self, *, identity: Identity, store: StoreName | None = None) -> int:
         """Delete all memories of an identity for good, of one store or of all. Returns how many went."""
-        _somebody(identity)
-        return int(await portal().run(self.database.call("clear_learnings", identity, the_store=store)))
+        return await self.database.clear_learnings(identity=identity, store=store)
 
     async def search(self, question: str, *, identity: Identity, limit: int = 5) -> list[dict[str, Any]]:
         """The user memories that fit a question best, each with its scores; empty where none does."""
-        _somebody(identity)
+        somebody(identity)
 
         async def match() -> list[dict[str, Any]]:
             await self._ready_embedder()
@@ -488,7 +463,7 @@ class LearningMachine:
             ConfigurationError: only Supabase's web address is known; workers need a Postgres connection.
         """
         if isinstance(self.database, EmbeddedDatabase):
-            return await portal().run(self.database.url())
+            return await self.database.url()
         if isinstance(self.database, PostgresDatabase):
             return self.database.url
         raise ConfigurationError(
@@ -570,17 +545,3 @@ def _check_agent_id(agent_id: str | None) -> None:
         Identity(agent_id=agent_id)
     except IdentityError as error:
         raise ConfigurationError(f"agent_id={agent_id!r:.100} cannot be: {error}") from None
-
-
-def _somebody(identity: Identity) -> None:
-    if not isinstance(identity, Identity):
-        raise IdentityError(f"identity={identity!r} must be an agent.Identity")
-    if not identity.is_somebody:
-        raise IdentityError("the identity names no user: an empty scope is refused")
-
-
-def _uuid(memory_id: str) -> str:
-    try:
-        return str(UUID(memory_id))
-    except (ValueError, AttributeError, TypeError):
-        raise InvalidLearning(f"memory_id={memory_id!r} is no memory id (a UUID)") from None

@@ -8,6 +8,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseChatModel
 
 from agent.errors import ConfigurationError
+from agent.learning.run_record import describe_error
 from agent.settings import Settings
 
 
@@ -27,7 +28,7 @@ def chat_model(named: str | BaseChatModel, settings: Settings) -> BaseChatModel:
         raise ConfigurationError(f"LEARNING_MODEL={named!r} cannot be used: {error}") from None
     except Exception as error:  # each provider's client has errors of its own for a missing key
         raise ConfigurationError(
-            f"LEARNING_MODEL={named!r} cannot be used: {type(error).__name__}"
+            f"LEARNING_MODEL={named!r} cannot be used: {describe_error(error)}"
         ) from error
     if not isinstance(made, BaseChatModel):
         raise ConfigurationError(f"LEARNING_MODEL={named!r} names no chat model")
@@ -54,7 +55,7 @@ def embedder(named: str | Embeddings, settings: Settings) -> Embeddings:
         raise ConfigurationError(f"LEARNING_EMBEDDINGS={named!r} cannot be used: {error}") from None
     except Exception as error:  # each provider's client has errors of its own for a missing key
         raise ConfigurationError(
-            f"LEARNING_EMBEDDINGS={named!r} cannot be used: {type(error).__name__}"
+            f"LEARNING_EMBEDDINGS={named!r} cannot be used: {describe_error(error)}"
         ) from error
     if not isinstance(made, Embeddings):
         raise ConfigurationError(f"LEARNING_EMBEDDINGS={named!r} names no embedder")

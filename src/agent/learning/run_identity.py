@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
@@ -80,4 +81,4 @@ def _text(value: Any) -> Any:
     """The value as text; `None` for none. What is no single value stays as it is, and `Identity` refuses it by name."""
     if value is None or value == "":
         return None
-    return value if isinstance(value, bool | bytes | bytearray | Mapping | Set | Sequence) else str(value)
+    return value if isinstance(value, bool | bytes | bytearray | Mapping | AbstractSet | Sequence) else str(value)

@@ -1,0 +1,166 @@
+"""The schema as files and as a database has it: one says the other, and each function is told about and pinned."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from agent.testing.throwaway import ThrowawayDatabase
+from tests.integration.rows import rows
+
+_SUPABASE = Path(__file__).parents[2] / "supabase"
+_SCHEMAS = sorted((_SUPABASE / "schemas").glob("*.sql"))
+_OURS = [path for path in _SCHEMAS if "queue" not in path.name]
+# What may write to the queue, which agent_app has no rights on.
+_BRIDGES = {
+    "enqueue_learning",
+    "expedite_jobs",
+    "forget_jobs",
+    "queue_state",
+    "queue_status",
+    "reorder_learning",
+    "rescue_jobs",
+}
+_CREATE = re.compile(r"^CREATE (?:OR REPLACE )?FUNCTION (?P<name>[\w.]+)\(", re.MULTILINE)
+
+
+def test_the_first_migration_is_what_the_schema_files_give(tmp_path: Path) -> None:
+    copy = tmp_path / "supabase"
+    shutil.copytree(_SUPABASE, copy)
+    (made,) = (copy / "migrations").glob("20250101000000_*.sql")
+    made.unlink()
+    subprocess.run(["sh", "build_first_migration.sh"], cwd=copy, check=True)
+
+    assert made.read_bytes() == (_SUPABASE / "migrations" / made.name).read_bytes(), (
+        "run supabase/build_first_migration.sh"
+    )
+    text = made.read_text()
+    positions = [text.index(f"-- ---- schemas/{path.name}\n") for path in _SCHEMAS]
+    assert positions == sorted(positions)
+
+
+def test_the_queue_is_the_schema_of_the_installed_procrastinate() -> None:
+    ours = (_SUPABASE / "schemas" / "05_queue.sql").read_text()
+    theirs = resources.files("procrastinate").joinpath("sql", "schema.sql").read_text().strip()
+
+    assert theirs in ours
+    around = ours.replace(theirs, "")
+    code = [line for line in around.splitlines() if line.strip() and not line.startswith("--")]
+    assert not [line for line in code if re.search(r"CREATE (TABLE|FUNCTION|TYPE|TRIGGER|INDEX)", line)]
+
+
+@pytest.mark.parametrize("path", _OURS, ids=lambda path: path.name)
+def test_every_function_is_told_about_in_the_lines_above_it(path: Path) -> None:
+    text = path.read_text()
+    found = list(_CREATE.finditer(text))
+    assert found or path.name == "60_grants.sql"
+    for match in found:
+        above = text[: match.start()].rstrip("\n").rsplit("\n", 1)[-1]
+        assert above.startswith("-- "), f"{path.name}: no sentence above {match['name']}"
+
+
+def test_every_function_of_the_files_is_in_the_database_and_no_other(
+    learning_database: ThrowawayDatabase,
+) -> None:
+    in_files = {name for path in _OURS for name in _CREATE.findall(path.read_text())}
+    there = rows(
+        learning_database.url,
+        """
+        SELECT n.nspname || '.' || p.proname FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+        WHERE n.nspname IN ('public', 'agent_private')
+          AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
+        """,
+    )
+    assert {name for (name,) in there} == in_files
+    assert len(there) == len(in_files), "no function has two forms: PostgREST could not tell them apart"
+
+
+def test_every_function_has_a_pinned_search_path_that_ends_with_the_temporary_schema(
+    learning_database: ThrowawayDatabase,
+) -> None:
+    found = rows(
+        learning_database.url,
+        """
+        SELECT p.proname::text, p.prosecdef, p.proconfig FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+        WHERE n.nspname IN ('public', 'agent_private')
+          AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
+        """,
+    )
+    assert len(found) > 30
+    for name, _, options in found:
+        paths = [option for option in options or () if option.startswith("search_path=")]
+        assert len(paths) == 1, f"{name} has no pinned search_path"
+        # First where the temporary schema is not named: then a caller's table could stand in for ours.
+        assert paths[0].endswith(", pg_temp"), name
+        assert paths[0].startswith("search_path=pg_catalog, "), name
+
+
+def test_functions_run_as_agent_app_and_only_the_bridges_to_the_queue_as_its_owner(
+    learning_database: ThrowawayDatabase,
+) -> None:
+    found = rows(
+        learning_database.url,
+        """
+        SELECT n.nspname::text, p.proname::text, p.prosecdef, pg_get_userbyid(p.proowner)::text
+        FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+        WHERE n.nspname IN ('public', 'agent_private')
+          AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
+        """,
+    )
+    by_others = {name for _, name, _, owner in found if owner != "agent_app"}
+    assert by_others == _BRIDGES | {"publish", "guard"}
+    definers = {name for schema, name, definer, _ in found if definer and schema == "agent_private"}
+    assert definers == _BRIDGES
+    assert all(definer for schema, _, definer, _ in found if schema == "public")
+
+
+def test_every_definer_that_is_not_agent_app_gives_its_reason() -> None:
+    text = "\n".join(path.read_text() for path in _OURS)
+    for name in _BRIDGES:
+        start = text.index(f"CREATE FUNCTION agent_private.{name}(")
+        header = text[:start].rstrip("\n").rpartition("\n\n")[2]
+        assert "agent_app has no rights on the queue" in " ".join(
+            line.removeprefix("-- ") for line in header.splitlines()
+        ), name
+
+
+def test_every_table_and_every_column_a_reader_would_ask_about_has_a_comment(
+    learning_database: ThrowawayDatabase,
+) -> None:
+    silent = rows(
+        learning_database.url,
+        """
+        SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'public' AND c.relkind = 'r' AND obj_description(c.oid, 'pg_class') IS NULL
+        """,
+    )
+    assert silent == []
+
+
+def test_every_foreign_key_and_scope_is_found_by_an_index(learning_database: ThrowawayDatabase) -> None:
+    unindexed = rows(
+        learning_database.url,
+        """
+        SELECT c.conrelid::regclass::text, c.conname::text FROM pg_constraint c
+        JOIN pg_namespace n ON n.oid = c.connamespace
+        WHERE c.contype = 'f' AND n.nspname = 'public'
+          AND NOT EXISTS (
+              SELECT FROM pg_index i WHERE i.indrelid = c.conrelid AND i.indpred IS NULL
+                AND (i.indkey::int2[])[0:cardinality(c.conkey) - 1] @> c.conkey)
+        """,
+    )
+    assert unindexed == []
+
+
+def test_no_text_builds_a_statement_from_what_a_caller_says() -> None:
+    for path in _OURS:
+        for function in re.split(r"(?m)^CREATE (?:OR REPLACE )?FUNCTION ", path.read_text())[1:]:
+            name = function.partition("(")[0]
+            body = function.split("$$")[1] if "$$" in function else ""
+            if re.search(r"\bEXECUTE\s+(format|'|\w+\s*\|\|)", body):
+                assert name in ("agent_private.publish", "agent_private.guard"), name
