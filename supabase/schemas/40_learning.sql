@@ -96,8 +96,10 @@ BEGIN
 END
 $$;
 
--- Memories of an owner that have no vector of this model yet: [{memory_number, content}].
-CREATE FUNCTION public.memories_without_embedding(identity jsonb, model text, memory_limit integer DEFAULT 100)
+-- Memories of an owner that have no vector of this model, and of these dimensions where they are given: behind one name
+-- a server may put another model. Newest first: [{memory_number, content}].
+CREATE FUNCTION public.memories_without_embedding(
+    identity jsonb, model text, memory_limit integer DEFAULT 100, dimensions integer DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
@@ -117,7 +119,8 @@ BEGIN
             AND m.owner_id = current_setting('agent.user_id') AND m.store = 'user_memory' AND m.superseded_at IS NULL
             AND NOT EXISTS (SELECT FROM public.agent_memory_embedding e
                             WHERE e.memory_number = m.memory_number
-                              AND e.model = memories_without_embedding.model)
+                              AND e.model = memories_without_embedding.model
+                              AND e.dimensions = coalesce(memories_without_embedding.dimensions, e.dimensions))
           ORDER BY m.memory_number DESC LIMIT memory_limit) AS x;
     PERFORM agent_private.leave(previous);
     RETURN found;
@@ -156,9 +159,10 @@ END
 $$;
 
 -- Make waiting jobs due and wake the workers. Runs as its owner, because agent_app has no rights on the queue.
--- Returns how many of the keys have a job that waits or runs.
+-- A first try and one after a failure are hurried; what failed twice waits for its time.
+-- Returns {waiting: keys with a job that waits or runs, delayed: those of them that wait for their time}.
 CREATE FUNCTION agent_private.expedite_jobs(keys text[])
-RETURNS integer
+RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, agent_queue, pg_temp
 AS $$
@@ -168,12 +172,15 @@ BEGIN
     WITH due AS (
         UPDATE agent_queue.procrastinate_jobs j SET scheduled_at = now()
         WHERE j.queueing_lock = ANY (keys) AND j.status = 'todo' AND j.scheduled_at > now()
+          AND coalesce((j.args ->> 'attempt')::integer, 1) <= 2
         RETURNING j.id, j.queue_name)
     SELECT count(pg_notify('procrastinate_queue_v1#' || d.queue_name,
                            json_build_object('type', 'job_inserted', 'job_id', d.id)::text))
          + count(pg_notify('procrastinate_any_queue_v1', json_build_object('type', 'job_inserted', 'job_id', d.id)::text))
     INTO woken FROM due d;
-    RETURN (SELECT count(*) FROM agent_queue.procrastinate_jobs j
+    RETURN (SELECT jsonb_build_object('waiting', count(*),
+                                      'delayed', count(*) FILTER (WHERE j.status = 'todo' AND j.scheduled_at > now()))
+            FROM agent_queue.procrastinate_jobs j
             WHERE j.lock = ANY (keys) AND j.status IN ('todo', 'doing'));
 END
 $$;
@@ -181,15 +188,15 @@ REVOKE ALL ON FUNCTION agent_private.expedite_jobs(text[]) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION agent_private.expedite_jobs(text[]) TO agent_app;
 
 -- Have these sessions learned now rather than when they have been quiet, and tell how many are not learned yet.
--- sessions: [identity]. Returns {waiting}.
+-- sessions: [identity]. Returns {waiting, delayed}: see expedite_jobs.
 CREATE FUNCTION public.expedite_learning(sessions jsonb)
 RETURNS jsonb
 LANGUAGE sql SECURITY DEFINER
 SET search_path = pg_catalog, public, extensions, pg_temp
 AS $$
-    SELECT jsonb_build_object('waiting', agent_private.expedite_jobs(ARRAY(
+    SELECT agent_private.expedite_jobs(ARRAY(
         SELECT agent_private.learning_key(s ->> 'tenant_id', s ->> 'user_id', s ->> 'session_id')
-        FROM jsonb_array_elements(agent_private.document(sessions)) AS s)));
+        FROM jsonb_array_elements(agent_private.document(sessions)) AS s));
 $$;
 
 -- The work of queue_state. Runs as its owner, because agent_app has no rights on the queue.

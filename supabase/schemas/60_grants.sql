@@ -27,7 +27,7 @@ SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.queue_state(text)',
     'public.retry_learning(jsonb, text, double precision, integer)',
     'public.rescue_learning(double precision)',
-    'public.memories_without_embedding(jsonb, text, integer)',
+    'public.memories_without_embedding(jsonb, text, integer, integer)',
     'public.store_embeddings(jsonb, text, jsonb)',
     'public.import_runs(jsonb, jsonb)',
     'public.list_runs(jsonb, jsonb, integer, integer)',

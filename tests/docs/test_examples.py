@@ -49,6 +49,7 @@ class Desk:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
         self._monkeypatch = monkeypatch
+        self._not_ours = living_machines()
 
     def run(self, page: Path) -> None:
         """Run the examples of a page in one module."""
@@ -86,7 +87,14 @@ class Desk:
             patch.setenv("OPENAI_BASE_URL", server.url)
             yield
             assert server.chat_requests, "an example that is marked `model` calls none"
-            close_machines()  # while the model still answers
+            self.close_machines()  # while the model still answers
+
+    def close_machines(self) -> None:
+        """End the workers of the examples' machines; what they recorded is learned first."""
+        for machine in living_machines():
+            if machine not in self._not_ours:
+                machine.drain_sync()
+                portal().run_sync(machine.aclose())
 
 
 def answer_or_extract(body: Mapping[str, Any]) -> Any:
@@ -103,13 +111,6 @@ def answer_or_extract(body: Mapping[str, Any]) -> Any:
             }
             return tool_call("Learned", **{name: value for name, value in learned.items() if name in wanted})
     return "Noted."
-
-
-def close_machines() -> None:
-    """End the workers of what the examples made; what they recorded is learned first."""
-    for machine in living_machines():
-        machine.drain_sync()
-        portal().run_sync(machine.aclose())
 
 
 def assert_printed(printed: str, expected: Block) -> None:
@@ -130,8 +131,9 @@ def desk(
     monkeypatch.setenv("DATABASE_URL", learning_database.url)
     known = set(sys.modules)
     current_settings.cache_clear()
-    yield Desk(tmp_path, monkeypatch)
-    close_machines()
+    desk = Desk(tmp_path, monkeypatch)
+    yield desk
+    desk.close_machines()
     current_settings.cache_clear()
     for path in tmp_path.glob("*.py"):
         if path.stem not in known:

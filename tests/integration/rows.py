@@ -25,6 +25,8 @@ OUR_TABLES = (
 def rows(url: str, query: str, *values: Any) -> list[tuple[Any, ...]]:
     """The rows of a query, past row level security."""
     with psycopg.connect(url, autocommit=True) as connection:
+        # The triggers of the queue name their tables without a schema.
+        connection.execute("SET search_path = public, extensions, agent_queue")
         cursor = connection.execute(query.encode(), values or None)
         return cursor.fetchall() if cursor.description else []
 

@@ -283,7 +283,9 @@ async def test_the_same_model_in_another_dimension_is_made_anew(
     assert len(await recall(shorter, "tomcat")) == len(FAR)
     await tell(shorter, "I like tea")
     assert (await recall(shorter, "tomcat"))[0] == "I adopted a kitten"
-    assert {dimensions for _, _, dimensions in vectors(learning_database)} == {6}
+    assert {content for content, _, dimensions in vectors(learning_database) if dimensions == 6} == {
+        *FAR, "I like tea",
+    }  # fmt: skip
 
 
 # --- embedders that fail ----------------------------------------------------------------------------------------
@@ -334,26 +336,28 @@ async def test_a_failure_is_not_remembered(make: Make) -> None:
     assert (await recall(machine, "tomcat"))[0] == "I adopted a kitten"
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        RuntimeError("down"),
-        never,
-        [],
-        [[0.1] * 8],
-        [[0.1] * 8] * 5,
-        [[float("nan")] * 8] * 4,
-        [[0.0] * 8] * 4,
-        [None] * 4,
-        [[1e30] * 8] * 4,
-        "text",
-    ],
-    ids=repr,
-)
+NO_ANSWER: dict[str, Any] = {
+    "an error": RuntimeError("down"),
+    "silence": never,
+    "too few": [],
+    "fewer": [[0.1] * 8],
+    "more": [[0.1] * 8] * 5,
+}
+NO_VECTORS: dict[str, Any] = {
+    "no numbers": [[math.nan] * 8] * 4,
+    "zeros": [[0.0] * 8] * 4,
+    "none": [None] * 4,
+    "too large": [[1e30] * 8] * 4,
+    "text": "text",
+    "empty": [[]] * 4,
+}
+
+
+@pytest.mark.parametrize("kind", NO_ANSWER)
 async def test_memories_without_vectors_are_learned_and_get_them_later(
-    make: Make, learning_database: ThrowawayDatabase, answer: Any
+    make: Make, learning_database: ThrowawayDatabase, kind: str
 ) -> None:
-    embeddings = BrokenForMemories(answer)
+    embeddings = BrokenForMemories(NO_ANSWER[kind])
     machine = make(embeddings, model_timeout=timedelta(milliseconds=200))
     run = {"run_id": "r1", "status": "completed", "messages": [said(text, text) for text in FAR]}
     await portal().run(machine.record(ADA, run))
@@ -369,19 +373,52 @@ async def test_memories_without_vectors_are_learned_and_get_them_later(
     assert (await recall(machine, "tomcat"))[0] == "I adopted a kitten"
 
 
-async def test_one_vector_that_cannot_be_kept_does_not_hold_up_the_others(
-    make: Make, learning_database: ThrowawayDatabase
+@pytest.mark.parametrize("kind", NO_VECTORS)
+async def test_vectors_that_cannot_be_used_are_told_and_left_out(
+    make: Make, learning_database: ThrowawayDatabase, heard: list[Event], kind: str
+) -> None:
+    embeddings = BrokenForMemories(NO_VECTORS[kind])
+    machine = make(embeddings)
+    await tell(machine, *FAR)
+    assert vectors(learning_database) == []
+    (event,) = [event for event in heard if event.name == "embedding_failed"]
+    assert (event.facts["model"], event.facts["memories"]) == ("BrokenForMemories:meanings", 4)
+    assert (await recall(machine, "What of the kitten"))[0] == "I adopted a kitten"
+
+    embeddings.answer = None
+    await tell(machine, "I like tea")
+    assert len(vectors(learning_database)) == len(FAR) + 1
+
+
+@pytest.mark.parametrize("bad", [[math.nan] * 8, [1.0] * 3, None])
+async def test_one_vector_that_cannot_be_used_does_not_hold_up_the_others(
+    make: Make, learning_database: ThrowawayDatabase, bad: Any
 ) -> None:
     class OneBad(Meanings):
         def vector(self, text: str) -> list[float]:
-            return [math.nan] * 8 if "poison" in text else super().vector(text)
+            return bad if "poison" in text else super().vector(text)  # type: ignore[no-any-return]
 
     machine = make(OneBad())
-    run = {"run_id": "r1", "status": "completed", "messages": [said(t, t) for t in (*FAR, "poison")]}
-    await portal().run(machine.record(ADA, run))
-    with pytest.raises(ModelError):
-        await portal().run(machine.learn_session(ADA))
-    assert {content for content, _, _ in vectors(learning_database)} == set(FAR)
+    await tell(machine, "I like tea", "poison", *FAR)
+    await tell(machine, "More poison")
+    assert {content for content, _, dimensions in vectors(learning_database) if dimensions == 8} == {
+        "I like tea", *FAR,
+    }  # fmt: skip
+    assert (await recall(machine, "tomcat"))[0] == "I adopted a kitten"
+
+
+async def test_an_embedder_that_changes_its_mind_about_dimensions_is_not_asked_for_ever(make: Make) -> None:
+    class Fickle(Meanings):
+        def vector(self, text: str) -> list[float]:
+            return [1.0] * (1 + len(self.documents) % 7)
+
+        async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+            assert len(self.documents) < 100
+            return await super().aembed_documents(texts)
+
+    machine = make(Fickle())
+    await tell(machine, *FAR)
+    await tell(machine, "I like tea")
 
 
 def test_embedders_are_told_apart_by_class_and_model() -> None:
@@ -396,7 +433,7 @@ def test_embedders_are_told_apart_by_class_and_model() -> None:
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=20))
 def test_a_vector_is_text_that_the_database_reads_or_is_refused(values: list[float]) -> None:
     try:
-        text = as_vector(values)
+        text = as_vector(values).text
     except ModelError:
         return
     read = [float(number) for number in text.strip("[]").split(",")]
@@ -409,8 +446,8 @@ def test_numbers_of_any_kind_are_numbers() -> None:
     class Numpy(float):
         """As libraries give them."""
 
-    assert as_vector([Numpy(1), 2, True]) == "[1.0,2.0,1.0]"
-    assert as_vector((0.5,)) == "[0.5]"
+    assert as_vector([Numpy(1), 2, True]).text == "[1.0,2.0,1.0]"
+    assert as_vector((0.5,)).dimensions == 1
 
 
 async def test_the_cache_of_questions_has_an_end() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from langchain.agents import create_agent
 from pydantic import BaseModel
 
+from agent.database.protocol import Database
 from agent.errors import CallerError, ConfigurationError, IdentityError
 from agent.identity import DEFAULT_TENANT, Identity
 from agent.learning.machine import LearningMachine
@@ -296,22 +297,19 @@ def test_the_agent_is_named_by_the_machine_the_agent_or_the_graph(
 # --- through an agent -------------------------------------------------------------------------------------------
 
 
-class RecordingDatabase:
+class RecordingDatabase(Database):
     """Knows nothing and keeps whom it was asked for."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Identity | None]] = []
 
-    async def prepare(self) -> None:
-        """It is always there."""
-
-    async def call(self, function: str, identity: Identity | None = None, /, **arguments: Any) -> Any:
+    async def _call(self, function: str, identity: Identity | None = None, /, **arguments: Any) -> Any:
         self.calls.append((function, identity))
         if function == "recall_context":
             return {"profile": [], "session": [], "memories": []}
         return {}
 
-    async def close(self) -> None:
+    async def _close(self) -> None:
         """Nothing is open."""
 
 

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 
 from langchain_core.embeddings import Embeddings
@@ -38,7 +39,7 @@ class Embedder:
             return self._cache[text]
         try:
             async with asyncio.timeout(self._timeout.total_seconds()):
-                vector = as_vector(await self._embeddings.aembed_query(text))
+                vector = as_vector(await self._embeddings.aembed_query(text)).text
         except TimeoutError:
             emit("embedding_failed", model=self.name, reason=f"no answer within {self._timeout}")
             return None
@@ -50,8 +51,16 @@ class Embedder:
             self._cache.popitem(last=False)
         return vector
 
-    async def embed_memories(self, contents: Sequence[str], *, timeout: timedelta) -> list[str]:
-        """The vectors of contents, in order.
+    async def embed_memories(
+        self, contents: Sequence[str], *, timeout: timedelta, dimensions: int | None = None
+    ) -> list[Vector | None]:
+        """The vectors of contents, in order; `None` for one that cannot be used, which the event `embedding_failed`
+        tells.
+
+        Args:
+            contents: texts, cut at 8,000 characters.
+            timeout: longest wait for all of them.
+            dimensions: what the vectors must have; `None`: what the first has.
 
         Raises:
             ModelError: the embedder failed, timed out or answered with something else than one vector each.
@@ -68,17 +77,43 @@ class Embedder:
             raise ModelError(
                 f"the embedder {self.name} gave {len(vectors)} vectors for {len(contents)} texts"
             )
-        return [as_vector(vector) for vector in vectors]
+        usable: list[Vector | None] = []
+        faults = []
+        for given in vectors:
+            try:
+                vector = as_vector(given)
+            except ModelError as error:
+                faults.append(str(error))
+                usable.append(None)
+                continue
+            dimensions = dimensions or vector.dimensions
+            if vector.dimensions == dimensions:
+                usable.append(vector)
+            else:
+                faults.append(f"an embedding of {vector.dimensions} dimensions among those of {dimensions}")
+                usable.append(None)
+        if faults:
+            emit("embedding_failed", model=self.name, reason=faults[0], memories=len(faults))
+        return usable
 
 
-def as_vector(vector: Sequence[float]) -> str:
-    """A vector as `pgvector` reads it, `[…]`; both transports carry text.
+@dataclass(frozen=True)
+class Vector:
+    """A vector that can be stored and compared."""
+
+    text: str
+    """`[…]`, as `pgvector` reads it; both transports carry text."""
+    dimensions: int
+
+
+def as_vector(vector: Sequence[float]) -> Vector:
+    """What an embedder gave, as a vector.
 
     Raises:
         ModelError: it is no list of numbers, empty, longer than 16,000 dimensions, or has no direction: a length of
             zero, or one that is no number or beyond what `pgvector` can count with.
     """
-    from pgvector import Vector
+    from pgvector import Vector as PostgresVector
 
     try:
         values = [float(value) for value in vector]
@@ -87,7 +122,7 @@ def as_vector(vector: Sequence[float]) -> str:
     length = math.hypot(*values)
     if not 1 <= len(values) <= _DIMENSIONS_MAX or not _LENGTH_MIN <= length <= 1 / _LENGTH_MIN:
         raise ModelError(f"an embedding of {len(values)} dimensions and length {length}: it has no direction")
-    return str(Vector(values).to_text())
+    return Vector(str(PostgresVector(values).to_text()), len(values))
 
 
 def kind_of(error: Exception) -> str:

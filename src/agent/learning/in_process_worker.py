@@ -162,8 +162,8 @@ class InProcessWorker:
                 if not sessions and not self._machine.recorder.spool.count():
                     return True
                 state = await self._machine.database.call("expedite_learning", sessions=sessions)
-                if not state["waiting"] and not self._machine.recorder.spool.count():
-                    return True
+                if state["waiting"] == state["delayed"] and not self._machine.recorder.spool.count():
+                    return not state["waiting"] and await self._nothing_waits()
                 if self._machine.settings.worker is not WorkerMode.OFF and (
                     self._working is None or self._working.done()
                 ):
@@ -171,6 +171,16 @@ class InProcessWorker:
             except DatabaseUnavailable:
                 await asyncio.sleep(1.0)
             await asyncio.sleep(_POLL_SECONDS)
+
+    async def _nothing_waits(self) -> bool:
+        """Whether all sessions noted here are learned; a job that failed for good leaves its runs waiting."""
+        for identity in list(self._sessions.values()):
+            generation = self.generation(identity)
+            pending = await self._machine.database.call("pending_learning", identity, run_limit=1, memory_limit=1)
+            if pending["runs"]:
+                return False
+            self.learned(identity, generation)
+        return True
 
     async def stop(self) -> None:
         """Leave: take no more jobs; those at hand get a few seconds, then they are left to be rescued."""

@@ -292,39 +292,53 @@ class LearningMachine:
         return self._model
 
     async def embed_memories(self, identity: Identity) -> int:
-        """Give the newest memories of a user vectors where they have none of this model.
+        """Give the memories of a user vectors where they have none of this model, the newest first.
+
+        A text for which the embedder has no usable vector goes without, and the event `embedding_failed` says so.
 
         Returns:
             How many got one.
+
+        Raises:
+            ModelError: the embedder failed; what was embedded before is kept.
         """
         await self._ready_embedder()
         if self._embedder is None:
             return 0
         embedded = 0
+        known_dimensions: dict[str, int] = {}
         while True:
             waiting = await self.database.call(
                 "memories_without_embedding",
                 identity,
                 model=self._embedder.name,
                 memory_limit=_EMBEDDING_BATCH,
+                **known_dimensions,
             )
             if not waiting:
                 return embedded
             vectors = await self._embedder.embed_memories(
-                [item["content"] for item in waiting], timeout=self.settings.model_timeout
+                [item["content"] for item in waiting],
+                timeout=self.settings.model_timeout,
+                dimensions=known_dimensions.get("dimensions"),
             )
+            usable = [vector for vector in vectors if vector is not None]
+            if not usable:
+                return embedded
+            known_dimensions = {"dimensions": usable[0].dimensions}
             stored = await self.database.call(
                 "store_embeddings",
                 identity,
                 model=self._embedder.name,
                 embeddings=[
-                    {"memory_number": item["memory_number"], "embedding": vector}
+                    {"memory_number": item["memory_number"], "embedding": vector.text}
                     for item, vector in zip(waiting, vectors, strict=True)
+                    if vector is not None
                 ],
             )
-            if not stored:
-                return embedded  # all of them went meanwhile
             embedded += stored
+            if not stored or len(usable) < len(waiting):
+                return embedded  # all of them went meanwhile; or those without would be asked for again
 
     # The storage operations
 
