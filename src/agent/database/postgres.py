@@ -13,8 +13,9 @@ from psycopg import sql
 from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
+from agent.database.connection_errors import check_address, explain, plain_address
 from agent.database.protocol import CASTS, JSON_ARGUMENTS, Database, clean, refusal, to_json
-from agent.errors import ConfigurationError, DatabaseUnavailable, LearningError
+from agent.errors import DatabaseUnavailable, LearningError
 from agent.identity import Identity
 
 _CONNECT_SECONDS = 5
@@ -66,7 +67,9 @@ class PostgresDatabase(Database):
                     row = await cursor.fetchone()
                     return row[0] if row else None
             except PoolTimeout:
-                raise self._away("no connection became free or could be made") from None
+                raise self._away(
+                    f"No connection to {plain_address(self._url)} became free or could be made."
+                ) from None
             except PoolClosed:
                 continue  # another call lost its connection and dropped the pool before this one had any
             except psycopg.OperationalError as error:
@@ -75,7 +78,7 @@ class PostgresDatabase(Database):
                 await self._drop_pool(pool)
                 lost += 1
                 if lost == 2:
-                    raise self._away(str(error)) from None
+                    raise self._explained(error) from None
             except psycopg.Error as error:
                 raise refusal(
                     function, error.sqlstate, error.diag.message_primary or type(error).__name__
@@ -127,23 +130,20 @@ class PostgresDatabase(Database):
 
     async def _try_connection(self) -> None:
         """A pool hides why it cannot connect; one plain connection says it."""
+        check_address(self._url)
         try:
             async with await psycopg.AsyncConnection.connect(self._url, connect_timeout=_CONNECT_SECONDS):
                 pass
-        except psycopg.OperationalError as error:
-            raise connection_error(self._url, error, away=self._away) from None
-        except psycopg.ProgrammingError:
-            raise ConfigurationError(
-                f"DATABASE_URL is not a connection string: {describe(self._url)}; it should look like "
-                "postgresql://user:password@host:5432/database"
-            ) from None
+        except psycopg.Error as error:
+            raise self._explained(error) from None
 
-    def _away(self, reason: str) -> DatabaseUnavailable:
+    def _explained(self, error: psycopg.Error) -> LearningError:
+        told = explain(error, self._url)
+        return self._away(str(told)) if isinstance(told, DatabaseUnavailable) else told
+
+    def _away(self, because: str) -> DatabaseUnavailable:
         self._down_until = time.monotonic() + _REST_AFTER_FAILURE_SECONDS
-        self._down_because = (
-            f"Postgres at {describe(self._url)} cannot be reached ({' '.join(reason.split())[:300]}); "
-            "is it running, and is DATABASE_URL right? `agent doctor` tries it"
-        )
+        self._down_because = f"{because} `agent doctor` tries it."
         return DatabaseUnavailable(self._down_because)
 
     async def _drop_pool(self, failed: AsyncConnectionPool | None = None) -> None:
@@ -160,28 +160,3 @@ class PostgresDatabase(Database):
 
 async def _configure(connection: psycopg.AsyncConnection[Any]) -> None:
     set_json_loads(orjson.loads, connection)
-
-
-def describe(url: str) -> str:
-    """The address without user and password, for messages."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "the local socket", parts.port
-    except ValueError:
-        return "an address that cannot be read"
-    return f"{host}{f':{port}' if port else ''}, database {parts.path.lstrip('/') or '(default)'}"
-
-
-def connection_error(url: str, error: psycopg.OperationalError, *, away: Any) -> LearningError:
-    """Why a connection was refused, in plain words and without the password."""
-    text = str(error)
-    if "password authentication failed" in text or "no password supplied" in text:
-        return ConfigurationError(
-            f"Postgres at {describe(url)} refused the user or the password; correct DATABASE_URL"
-        )
-    if "does not exist" in text and "database" in text:
-        return ConfigurationError(
-            f"Postgres at {describe(url)} answers, but that database does not exist; create it or correct DATABASE_URL"
-        )
-    result: LearningError = away(text)
-    return result

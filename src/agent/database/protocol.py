@@ -227,7 +227,13 @@ def refusal(function: str, sqlstate: str | None, message: str) -> LearningError:
             )
         case "42883" | "42P01" | "3F000" | "PGRST202" | "PGRST205":
             return MigrationError(
-                f"the database has no function {function} of this version; run `agent migrate` against it"
+                f"the database has no function {function} of this version, or not all of it ({message}); run "
+                "`agent migrate` against it"
+            )
+        case "42703" | "42704":
+            return MigrationError(
+                f"{function}: {message}. Something that a migration made is gone, or somebody changed it; "
+                "`agent doctor` says what is there"
             )
         case "40001" | "40P01" | "23505":
             return ConflictError(f"{function}: {message}")
