@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from agent.errors import IdentityError
@@ -28,7 +28,7 @@ class Identity:
     run_id: str | None = None
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
+        for name, value in vars(self).items():
             if value is None:
                 continue
             if not isinstance(value, str):
@@ -61,7 +61,7 @@ class Identity:
 
     def as_json(self) -> dict[str, str]:
         """The ids that are known, as the storage functions take them."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, ids: Mapping[str, Any]) -> Self:

@@ -7,7 +7,7 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import procrastinate
 import psycopg
@@ -27,6 +27,7 @@ _RETRY_SECONDS = 10.0
 _HEARTBEATS_BEFORE_STALLED = 3
 _SPOOL_INTERVAL = timedelta(seconds=15)
 _FETCH_INTERVAL_SECONDS = 1.0
+_CONNECTION_SECONDS_MAX = 10.0  # without one for so long the database is away
 _GRACE = timedelta(seconds=60)
 
 
@@ -56,6 +57,24 @@ async def learn_session(machine: LearningMachine, identity: Identity, attempt: i
     except LearningError as error:
         emit("learning_failed", **identity.as_json(), attempts=attempt, error=str(error))
         raise
+    except Exception as error:  # a fault of ours or of a store: the queue only logs it
+        emit("learning_failed", **identity.as_json(), attempts=attempt, error=f"{type(error).__name__}: {error}")
+        raise
+
+
+class _Connector(procrastinate.PsycopgConnector):
+    """Says once more what a lost connection may have kept from the queue: that a job is done, or that a worker lives.
+
+    Without it the job would stay with a worker that lives on and never looks at it again.
+    """
+
+    async def execute_query_async(self, query: LiteralString, **arguments: Any) -> None:
+        try:
+            await super().execute_query_async(query, **arguments)
+        except procrastinate.exceptions.ConnectorException as error:
+            if not isinstance(error.__cause__, psycopg.OperationalError):
+                raise
+            await super().execute_query_async(query, **arguments)
 
 
 @contextlib.asynccontextmanager
@@ -67,11 +86,12 @@ async def queue_app(url: str, machines: Sequence[LearningMachine]) -> AsyncItera
         await connection.execute("SET search_path = agent_queue, public, extensions, pg_catalog")
         await connection.commit()
 
-    connector = procrastinate.PsycopgConnector(
+    connector = _Connector(
         conninfo=url,
         configure=configure,
         min_size=1,
         max_size=4,
+        timeout=_CONNECTION_SECONDS_MAX,
         kwargs={"connect_timeout": 5},
         name="agent-queue",
     )

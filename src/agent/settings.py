@@ -74,6 +74,10 @@ class Settings(BaseModel):
     quiet_period: timedelta = timedelta(seconds=20)
     """How long a session must be quiet before it is learned, in seconds (`LEARNING_QUIET_PERIOD`); 0 learns at once.
     A session that never rests is learned after fifteen quiet periods."""
+    durable_runs: bool = False
+    """Whether an answer waits until its run is on the database's disk (`LEARNING_DURABLE_RUNS`). If not, a crash of the
+    database server may lose the runs of its last half second, whole and with their orders to learn; a crash of the
+    agent or of a worker loses none either way."""
     worker: WorkerMode = WorkerMode.AUTO
     """Who learns: `auto`, `inside` or `off` (`LEARNING_WORKER`)."""
     recall_timeout: timedelta = timedelta(seconds=2)
@@ -201,7 +205,8 @@ _FIELD_OF_VARIABLE = {
 } | {
     f"LEARNING_{name.upper()}": name
     for name in (
-        "model", "embeddings", "data_dir", "tenant", "default_user", "token_budget", "quiet_period", "worker",
+        "model", "embeddings", "data_dir", "tenant", "default_user", "token_budget", "quiet_period",
+        "durable_runs", "worker",
         "recall_timeout", "model_timeout", "embedding_timeout", "stalled_after", "exit_timeout",
     )
 }  # fmt: skip

@@ -196,14 +196,15 @@ AS $$
            set_config('agent.reach', previous[4], true);
 $$;
 
--- The errors that Python tells apart by their code.
+-- The errors that Python tells apart by their code. Codes that begin with PT are an HTTP status to PostgREST, and Supabase's
+-- interfaces hand them on as they are.
 CREATE OR REPLACE FUNCTION agent_private.refuse(code text, message text)
 RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- AGN01 nobody; AGN02 changed meanwhile; AGN03 not found; AGN04 invalid
+    -- PT403 nobody; PT409 changed meanwhile; PT404 not found; PT422 invalid
     RAISE EXCEPTION '%', message USING ERRCODE = code;
 END
 $$;
@@ -1017,7 +1018,7 @@ DECLARE
                                     WHEN 'tenant' THEN '' END;
 BEGIN
     IF owner IS NULL OR (owner = '' AND wanted_scope <> 'tenant') THEN
-        PERFORM agent_private.refuse('AGN01', format('no %s in the identity', wanted_scope));
+        PERFORM agent_private.refuse('PT403', format('no %s in the identity', wanted_scope));
     END IF;
     IF wanted_scope <> 'user' AND current_setting('agent.reach') = 'claims' THEN
         RAISE EXCEPTION 'only a server may write for more than one user' USING ERRCODE = 'insufficient_privilege';
@@ -1107,14 +1108,14 @@ DECLARE
     outcome text := 'created';
 BEGIN
     IF coalesce(agent_private.plain_text(learning ->> 'content'), '') = '' OR coalesce(learning ->> 'store', '') = '' THEN
-        PERFORM agent_private.refuse('AGN04', 'a memory needs a store and a content');
+        PERFORM agent_private.refuse('PT422', 'a memory needs a store and a content');
     END IF;
     IF learning ->> 'memory_id' IS NOT NULL THEN
         SELECT * INTO current_row FROM public.agent_memory m
         WHERE m.tenant_id = tenant AND m.memory_id = (learning ->> 'memory_id')::uuid AND m.superseded_at IS NULL
           AND m.scope = the_scope AND m.owner_id = owner AND m.store = learning ->> 'store';
         IF NOT FOUND THEN
-            PERFORM agent_private.refuse('AGN03', format('no current memory %s in store %s', learning ->> 'memory_id', learning ->> 'store'));
+            PERFORM agent_private.refuse('PT404', format('no current memory %s in store %s', learning ->> 'memory_id', learning ->> 'store'));
         END IF;
     ELSIF learning ->> 'field' IS NOT NULL THEN
         SELECT * INTO current_row FROM public.agent_memory m
@@ -1124,7 +1125,7 @@ BEGIN
     END IF;
     IF learning ->> 'expected_version' IS NOT NULL
        AND (learning ->> 'expected_version')::integer IS DISTINCT FROM current_row.version THEN
-        PERFORM agent_private.refuse('AGN02', format('memory %s is at version %s, not %s', learning ->> 'memory_id',
+        PERFORM agent_private.refuse('PT409', format('memory %s is at version %s, not %s', learning ->> 'memory_id',
                                                      coalesce(current_row.version::text, 'none'), learning ->> 'expected_version'));
     END IF;
     IF current_row.memory_id IS NOT NULL AND current_row.content_hash = hash
@@ -1200,12 +1201,12 @@ BEGIN
                     AND coalesce(m.session_id, '') = coalesce(learning ->> 'session_id', '') END;
     IF NOT FOUND THEN
         IF learning ->> 'memory_id' IS NOT NULL THEN
-            PERFORM agent_private.refuse('AGN03', format('no current memory %s in store %s', learning ->> 'memory_id', learning ->> 'store'));
+            PERFORM agent_private.refuse('PT404', format('no current memory %s in store %s', learning ->> 'memory_id', learning ->> 'store'));
         END IF;
         RETURN jsonb_build_object('status', 'absent', 'store', learning ->> 'store', 'field', learning ->> 'field');
     END IF;
     IF learning ->> 'expected_version' IS NOT NULL AND (learning ->> 'expected_version')::integer <> target.version THEN
-        PERFORM agent_private.refuse('AGN02', format('memory %s is at version %s, not %s', target.memory_id, target.version, learning ->> 'expected_version'));
+        PERFORM agent_private.refuse('PT409', format('memory %s is at version %s, not %s', target.memory_id, target.version, learning ->> 'expected_version'));
     END IF;
     PERFORM agent_private.attach_evidence(target, learning -> 'evidence');
     PERFORM agent_private.close_memory(target, coalesce(learning ->> 'reason', 'retired'));
@@ -1224,7 +1225,7 @@ BEGIN
     CASE coalesce(operation ->> 'action', 'write')
         WHEN 'write' THEN RETURN agent_private.write_memory(operation);
         WHEN 'retire' THEN RETURN agent_private.retire_memory(operation);
-        ELSE PERFORM agent_private.refuse('AGN04', format('action %s is neither write nor retire', operation ->> 'action'));
+        ELSE PERFORM agent_private.refuse('PT422', format('action %s is neither write nor retire', operation ->> 'action'));
     END CASE;
 END
 $$;
@@ -1298,10 +1299,9 @@ CREATE TABLE public.agent_exposure (
     memory_id uuid NOT NULL,
     version integer NOT NULL,
     position integer NOT NULL,
-    PRIMARY KEY (tenant_id, run_id, memory_id, version),
-    FOREIGN KEY (tenant_id, run_id) REFERENCES public.agent_run ON DELETE CASCADE
+    PRIMARY KEY (tenant_id, run_id, memory_id, version)
 );
-COMMENT ON TABLE public.agent_exposure IS 'Which memory versions were rendered in which run, in which order. A memory that was deleted keeps its exposures without its text.';
+COMMENT ON TABLE public.agent_exposure IS 'Which memory versions were rendered in which run, in which order. A memory that was deleted keeps its exposures without its text. No foreign key to the run: one function writes both, and the check of each row took three times as long as all else in recording a run.';
 CREATE INDEX agent_exposure_by_memory ON public.agent_exposure (tenant_id, memory_id);
 
 CREATE TABLE public.agent_outcome (
@@ -1414,6 +1414,7 @@ CREATE FUNCTION agent_private.store_run(run jsonb, the_source text)
 RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     tenant text := current_setting('agent.tenant_id');
@@ -1422,11 +1423,11 @@ DECLARE
     recorded boolean;
 BEGIN
     IF coalesce(run ->> 'run_id', '') = '' THEN
-        PERFORM agent_private.refuse('AGN04', 'a run needs a run_id');
+        PERFORM agent_private.refuse('PT422', 'a run needs a run_id');
     END IF;
     IF EXISTS (SELECT FROM jsonb_array_elements(coalesce(run -> 'messages', '[]')) AS m
                WHERE m ->> 'message_id' IS NULL OR m ->> 'role' IS NULL) THEN
-        PERFORM agent_private.refuse('AGN04', 'every message of a run needs a message_id and a role');
+        PERFORM agent_private.refuse('PT422', 'every message of a run needs a message_id and a role');
     END IF;
     INSERT INTO public.agent_run AS r (
         tenant_id, run_id, user_id, session_id, agent_id, status, source, messages, tool_errors, error, facts,
@@ -1444,7 +1445,7 @@ BEGIN
         WHERE r.tenant_id = tenant AND r.run_id = run ->> 'run_id' AND r.user_id IS NOT DISTINCT FROM person
         FOR UPDATE;
         IF NOT FOUND THEN
-            PERFORM agent_private.refuse('AGN04', format('run %s belongs to somebody else', run ->> 'run_id'));
+            PERFORM agent_private.refuse('PT422', format('run %s belongs to somebody else', run ->> 'run_id'));
         END IF;
         -- A pause may end in anything, a failure only in a retry that went through; what is final stays.
         IF (status_before = 'interrupted')
@@ -1484,12 +1485,13 @@ $$;
 -- Record a finished, failed, interrupted or blocked run and order its learning, in one transaction.
 -- Idempotent by run_id. run: run_id, status, session_id?, agent_id?, messages, tool_errors?, error?, facts?,
 -- exposures? [{memory_id, version}], outcomes?, started_at?, finished_at?,
--- queue? (default learning), quiet_seconds? (default 20).
+-- queue? (default learning), quiet_seconds? (default 20), durable? (false: the whole transaction does not wait for the
+-- disk).
 -- Returns {run_id, recorded, status}; recorded is false where this was known already.
 CREATE FUNCTION public.record_run(identity jsonb, run jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -1499,7 +1501,11 @@ BEGIN
     run := agent_private.document(run);
     previous := agent_private.enter(identity);
     IF previous IS NULL THEN
-        PERFORM agent_private.refuse('AGN01', 'a run can only be recorded for a tenant and a user');
+        PERFORM agent_private.refuse('PT403', 'a run can only be recorded for a tenant and a user');
+    END IF;
+    -- The commit comes after this function and then need not wait for the disk.
+    IF run ->> 'durable' = 'false' THEN
+        PERFORM set_config('synchronous_commit', 'off', true);
     END IF;
     receipt := agent_private.store_run(
         run || jsonb_strip_nulls(jsonb_build_object('session_id', identity ->> 'session_id', 'agent_id', identity ->> 'agent_id')),
@@ -1514,7 +1520,7 @@ $$;
 CREATE FUNCTION public.import_runs(identity jsonb, runs jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -1526,7 +1532,7 @@ BEGIN
     runs := agent_private.document(runs);
     previous := agent_private.enter(identity, 'tenant');
     IF previous IS NULL THEN
-        PERFORM agent_private.refuse('AGN01', 'no tenant to import runs for');
+        PERFORM agent_private.refuse('PT403', 'no tenant to import runs for');
     END IF;
     FOR run IN SELECT r FROM jsonb_array_elements(runs) AS r LOOP
         IF (agent_private.store_run(run, 'import') ->> 'recorded')::boolean THEN
@@ -1546,7 +1552,7 @@ $$;
 CREATE FUNCTION public.list_runs(identity jsonb, wanted jsonb DEFAULT '{}', run_limit integer DEFAULT 50, run_offset integer DEFAULT 0)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -1587,7 +1593,7 @@ $$;
 CREATE FUNCTION public.get_run(identity jsonb, the_run_id text)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -1623,7 +1629,7 @@ $$;
 
 -- Recall: what is known that bears on a question, within the scopes of one identity.
 
--- The best memories for a question, by words (BM25 over the 500 newest memories of each word), by vectors where one
+-- The best memories for a question, by words (BM25 over the 400 newest memories of each word), by vectors where one
 -- is given (exact, within the scope) and, to fill up, by recency. Each score is divided by the best of its list; the
 -- sum decides, recency counting a tenth. At most 200. Returns each as {memory_id, version, store, kind, content, trust,
 -- recorded_at, valid_from, score, word_score, vector_score} and whether a word or the vector matched. Leans on the primary keys of agent_memory_term and agent_memory_embedding and
@@ -1632,7 +1638,7 @@ CREATE FUNCTION agent_private.rank_memories(
     question text, question_embedding vector, embedding_model text, session_now text, memory_limit integer)
 RETURNS TABLE (item jsonb, matched boolean)
 LANGUAGE plpgsql ROWS 40
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
@@ -1661,7 +1667,7 @@ BEGIN
             FROM (SELECT t.memory_number, t.occurrences, t.word_count
                   FROM public.agent_memory_term t
                   WHERE t.tenant_id = tenant AND t.scope = 'user' AND t.owner_id = person AND t.lexeme = w.lexeme
-                  ORDER BY t.memory_number DESC LIMIT 500) AS n
+                  ORDER BY t.memory_number DESC LIMIT 400) AS n
         ) AS h
     ), by_words AS (
         SELECT h.memory_number,
@@ -1692,21 +1698,27 @@ BEGIN
               UNION SELECT n.memory_number FROM newest n) AS c
         LEFT JOIN by_words w ON w.memory_number = c.memory_number
         LEFT JOIN by_vector v ON v.memory_number = c.memory_number
+    ), best AS MATERIALIZED (  -- before the documents are built: that costs more than the ranking
+        SELECT m.memory_id, m.version, m.store, m.kind, m.content, m.trust, m.recorded_at, m.valid_from,
+               c.word_points, c.vector_points, c.word_points + c.vector_points + 0.1::double precision * c.newness AS points,
+               c.memory_number
+        FROM candidates c
+        JOIN public.agent_memory m ON m.memory_number = c.memory_number
+        WHERE m.tenant_id = tenant AND m.scope = 'user' AND m.owner_id = person
+          AND m.superseded_at IS NULL AND m.trust <> 'external'
+          AND (m.valid_to IS NULL OR m.valid_to > now())
+          AND (m.session_id IS NULL OR m.session_id <> coalesce(session_now, ''))
+        ORDER BY points DESC, c.memory_number DESC
+        LIMIT least(memory_limit, 200)
     )
     SELECT jsonb_build_object(
-               'memory_id', m.memory_id, 'version', m.version, 'store', m.store, 'kind', m.kind, 'content', m.content,
-               'trust', m.trust, 'recorded_at', m.recorded_at, 'valid_from', m.valid_from,
-               'score', round((c.word_points + c.vector_points + 0.1 * c.newness)::numeric, 4),
-               'word_score', round(c.word_points::numeric, 4), 'vector_score', round(c.vector_points::numeric, 4)),
-           c.word_points > 0 OR c.vector_points > 0
-    FROM candidates c
-    JOIN public.agent_memory m ON m.memory_number = c.memory_number
-    WHERE m.tenant_id = tenant AND m.scope = 'user' AND m.owner_id = person
-      AND m.superseded_at IS NULL AND m.trust <> 'external'
-      AND (m.valid_to IS NULL OR m.valid_to > now())
-      AND (m.session_id IS NULL OR m.session_id <> coalesce(session_now, ''))
-    ORDER BY c.word_points + c.vector_points + 0.1 * c.newness DESC, c.memory_number DESC
-    LIMIT least(memory_limit, 200);
+               'memory_id', b.memory_id, 'version', b.version, 'store', b.store, 'kind', b.kind, 'content', b.content,
+               'trust', b.trust, 'recorded_at', b.recorded_at, 'valid_from', b.valid_from,
+               'score', round(b.points::numeric, 4),
+               'word_score', round(b.word_points::numeric, 4), 'vector_score', round(b.vector_points::numeric, 4)),
+           b.word_points > 0 OR b.vector_points > 0
+    FROM best b
+    ORDER BY b.points DESC, b.memory_number DESC;
 END
 $$;
 
@@ -1718,7 +1730,7 @@ CREATE FUNCTION public.recall_context(
     memory_limit integer DEFAULT 40, question_embedding text DEFAULT NULL, embedding_model text DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
@@ -1766,7 +1778,7 @@ CREATE FUNCTION public.match_memories(
     embedding_model text DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
@@ -1796,7 +1808,7 @@ $$;
 CREATE FUNCTION public.pending_learning(identity jsonb, run_limit integer DEFAULT 20, memory_limit integer DEFAULT 40)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -1808,7 +1820,7 @@ BEGIN
     identity := agent_private.document(identity);
     previous := agent_private.enter(identity);
     IF previous IS NULL THEN
-        PERFORM agent_private.refuse('AGN01', 'learning needs a tenant and a user');
+        PERFORM agent_private.refuse('PT403', 'learning needs a tenant and a user');
     END IF;
     -- The version is read before the memories: a write in between makes the check of apply_learning fail, never pass.
     SELECT s.version INTO version_read FROM public.agent_scope s
@@ -1836,12 +1848,12 @@ $$;
 
 -- Apply what was learned from these runs and mark them learned: all of it or nothing.
 -- operations: [{action: write|retire, …learning of write_memory or retire_memory}]. expected_version is the
--- scope_version that pending_learning gave: if anything was written since, or a run was learned already, it raises
--- AGN02 and changes nothing. limits: {store: greatest number of memories}. Returns {receipts, retired_over_limit}.
+-- scope_version that pending_learning gave (NULL: the operations rest on nothing that was known): if anything was written
+-- since, or a run was learned already, it raises PT409 and changes nothing. limits: {store: greatest number of memories}. Returns {receipts, retired_over_limit}.
 CREATE FUNCTION public.apply_learning(identity jsonb, run_ids text[], operations jsonb, expected_version bigint, limits jsonb DEFAULT '{}')
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -1861,20 +1873,20 @@ BEGIN
     tenant := current_setting('agent.tenant_id', true);
     person := current_setting('agent.user_id', true);
     IF previous IS NULL THEN
-        PERFORM agent_private.refuse('AGN01', 'learning needs a tenant and a user');
+        PERFORM agent_private.refuse('PT403', 'learning needs a tenant and a user');
     END IF;
     INSERT INTO public.agent_scope (tenant_id, scope, owner_id) VALUES (tenant, 'user', person)
     ON CONFLICT DO NOTHING;
     SELECT s.version INTO version_now FROM public.agent_scope s
     WHERE s.tenant_id = tenant AND s.scope = 'user' AND s.owner_id = person FOR UPDATE;
     IF version_now <> expected_version THEN
-        PERFORM agent_private.refuse('AGN02', format('the memories are at version %s, these were read at %s', version_now, expected_version));
+        PERFORM agent_private.refuse('PT409', format('the memories are at version %s, these were read at %s', version_now, expected_version));
     END IF;
     UPDATE public.agent_run r SET learned_at = clock_timestamp()
     WHERE r.tenant_id = tenant AND r.user_id = person AND r.run_id = ANY (run_ids) AND r.learned_at IS NULL;
     GET DIAGNOSTICS marked = ROW_COUNT;
     IF marked <> cardinality(run_ids) THEN
-        PERFORM agent_private.refuse('AGN02', format('%s of %s runs were learned already', cardinality(run_ids) - marked, cardinality(run_ids)));
+        PERFORM agent_private.refuse('PT409', format('%s of %s runs were learned already', cardinality(run_ids) - marked, cardinality(run_ids)));
     END IF;
     FOR operation IN SELECT o FROM jsonb_array_elements(operations) AS o LOOP
         receipts := receipts || jsonb_build_array(agent_private.apply_operation(operation));
@@ -1893,7 +1905,7 @@ CREATE FUNCTION public.memories_without_embedding(
     identity jsonb, model text, memory_limit integer DEFAULT 100, dimensions integer DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -1923,7 +1935,7 @@ $$;
 CREATE FUNCTION public.store_embeddings(identity jsonb, model text, embeddings jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -1933,7 +1945,7 @@ BEGIN
     embeddings := agent_private.document(embeddings);
     previous := agent_private.enter(identity);
     IF previous IS NULL THEN
-        PERFORM agent_private.refuse('AGN01', 'storing vectors needs a tenant and a user');
+        PERFORM agent_private.refuse('PT403', 'storing vectors needs a tenant and a user');
     END IF;
     INSERT INTO public.agent_memory_embedding (tenant_id, scope, owner_id, memory_number, model, dimensions, embedding)
     SELECT m.tenant_id, m.scope, m.owner_id, m.memory_number, store_embeddings.model,
@@ -1983,7 +1995,7 @@ GRANT EXECUTE ON FUNCTION agent_private.expedite_jobs(text[]) TO agent_app;
 CREATE FUNCTION public.expedite_learning(sessions jsonb)
 RETURNS jsonb
 LANGUAGE sql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
     SELECT agent_private.expedite_jobs(ARRAY(
         SELECT agent_private.learning_key(s ->> 'tenant_id', s ->> 'user_id', s ->> 'session_id')
@@ -2098,7 +2110,7 @@ $$;
 CREATE FUNCTION public.upsert_learning(identity jsonb, learning jsonb, memory_limit integer DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -2108,7 +2120,7 @@ BEGIN
     learning := agent_private.document(learning);
     previous := agent_private.enter(identity);
     IF previous IS NULL THEN
-        PERFORM agent_private.refuse('AGN01', 'nothing can be written for nobody: the identity has no tenant or no user');
+        PERFORM agent_private.refuse('PT403', 'nothing can be written for nobody: the identity has no tenant or no user');
     END IF;
     receipt := agent_private.write_memory(learning || jsonb_strip_nulls(jsonb_build_object(
         'run_id', identity ->> 'run_id',
@@ -2124,7 +2136,7 @@ $$;
 CREATE FUNCTION public.upsert_learnings(identity jsonb, learnings jsonb, limits jsonb DEFAULT '{}')
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -2137,7 +2149,7 @@ BEGIN
     limits := agent_private.document(limits);
     previous := agent_private.enter(identity);
     IF previous IS NULL THEN
-        PERFORM agent_private.refuse('AGN01', 'nothing can be written for nobody: the identity has no tenant or no user');
+        PERFORM agent_private.refuse('PT403', 'nothing can be written for nobody: the identity has no tenant or no user');
     END IF;
     FOR learning IN SELECT l FROM jsonb_array_elements(learnings) AS l LOOP
         receipts := receipts || jsonb_build_array(agent_private.apply_operation(
@@ -2156,7 +2168,7 @@ $$;
 CREATE FUNCTION public.get_learning(identity jsonb, the_memory_id uuid)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -2190,7 +2202,7 @@ $$;
 CREATE FUNCTION public.get_learnings(identity jsonb, wanted jsonb DEFAULT '{}', memory_limit integer DEFAULT 100, memory_offset integer DEFAULT 0)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -2248,7 +2260,7 @@ $$;
 CREATE FUNCTION public.delete_learning(identity jsonb, the_memory_id uuid)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -2257,7 +2269,7 @@ BEGIN
     identity := agent_private.document(identity);
     previous := agent_private.enter(identity);
     IF previous IS NULL THEN
-        PERFORM agent_private.refuse('AGN01', 'nothing can be deleted for nobody: the identity has no tenant or no user');
+        PERFORM agent_private.refuse('PT403', 'nothing can be deleted for nobody: the identity has no tenant or no user');
     END IF;
     gone := agent_private.delete_memories(ARRAY[the_memory_id]);
     PERFORM agent_private.leave(previous);
@@ -2269,7 +2281,7 @@ $$;
 CREATE FUNCTION public.delete_learnings(identity jsonb, the_memory_ids uuid[])
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -2278,7 +2290,7 @@ BEGIN
     identity := agent_private.document(identity);
     previous := agent_private.enter(identity);
     IF previous IS NULL THEN
-        PERFORM agent_private.refuse('AGN01', 'nothing can be deleted for nobody: the identity has no tenant or no user');
+        PERFORM agent_private.refuse('PT403', 'nothing can be deleted for nobody: the identity has no tenant or no user');
     END IF;
     gone := agent_private.delete_memories(the_memory_ids);
     PERFORM agent_private.leave(previous);
@@ -2290,7 +2302,7 @@ $$;
 CREATE FUNCTION public.clear_learnings(identity jsonb, the_store text DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -2299,7 +2311,7 @@ BEGIN
     identity := agent_private.document(identity);
     previous := agent_private.enter(identity);
     IF previous IS NULL THEN
-        PERFORM agent_private.refuse('AGN01', 'nothing can be cleared for nobody: the identity has no tenant or no user');
+        PERFORM agent_private.refuse('PT403', 'nothing can be cleared for nobody: the identity has no tenant or no user');
     END IF;
     gone := agent_private.delete_memories(ARRAY(
         SELECT DISTINCT m.memory_id FROM public.agent_memory m
@@ -2315,7 +2327,7 @@ $$;
 CREATE FUNCTION public.erase_user(identity jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -2329,7 +2341,7 @@ BEGIN
     tenant := identity ->> 'tenant_id';
     person := nullif(identity ->> 'user_id', '');
     IF previous IS NULL OR person IS NULL THEN
-        PERFORM agent_private.refuse('AGN01', 'to erase a user, name the tenant and the user');
+        PERFORM agent_private.refuse('PT403', 'to erase a user, name the tenant and the user');
     END IF;
     -- Waits for writers of this user and keeps new ones out until all is gone.
     PERFORM agent_private.touch_scope('user');
@@ -2378,7 +2390,7 @@ GRANT EXECUTE ON FUNCTION agent_private.forget_jobs(text, text) TO agent_app;
 CREATE FUNCTION public.list_users(identity jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -2403,7 +2415,7 @@ $$;
 CREATE FUNCTION public.learning_status(identity jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -2412,7 +2424,7 @@ BEGIN
     identity := agent_private.document(identity);
     previous := agent_private.enter(identity, 'tenant');
     IF previous IS NULL THEN
-        PERFORM agent_private.refuse('AGN01', 'no tenant to report on');
+        PERFORM agent_private.refuse('PT403', 'no tenant to report on');
     END IF;
     found := jsonb_build_object(
         'memories', (SELECT count(*) FROM public.agent_memory m WHERE m.superseded_at IS NULL),

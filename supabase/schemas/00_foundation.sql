@@ -192,14 +192,15 @@ AS $$
            set_config('agent.reach', previous[4], true);
 $$;
 
--- The errors that Python tells apart by their code.
+-- The errors that Python tells apart by their code. Codes that begin with PT are an HTTP status to PostgREST, and Supabase's
+-- interfaces hand them on as they are.
 CREATE OR REPLACE FUNCTION agent_private.refuse(code text, message text)
 RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- AGN01 nobody; AGN02 changed meanwhile; AGN03 not found; AGN04 invalid
+    -- PT403 nobody; PT409 changed meanwhile; PT404 not found; PT422 invalid
     RAISE EXCEPTION '%', message USING ERRCODE = code;
 END
 $$;

@@ -187,7 +187,7 @@ DECLARE
                                     WHEN 'tenant' THEN '' END;
 BEGIN
     IF owner IS NULL OR (owner = '' AND wanted_scope <> 'tenant') THEN
-        PERFORM agent_private.refuse('AGN01', format('no %s in the identity', wanted_scope));
+        PERFORM agent_private.refuse('PT403', format('no %s in the identity', wanted_scope));
     END IF;
     IF wanted_scope <> 'user' AND current_setting('agent.reach') = 'claims' THEN
         RAISE EXCEPTION 'only a server may write for more than one user' USING ERRCODE = 'insufficient_privilege';
@@ -277,14 +277,14 @@ DECLARE
     outcome text := 'created';
 BEGIN
     IF coalesce(agent_private.plain_text(learning ->> 'content'), '') = '' OR coalesce(learning ->> 'store', '') = '' THEN
-        PERFORM agent_private.refuse('AGN04', 'a memory needs a store and a content');
+        PERFORM agent_private.refuse('PT422', 'a memory needs a store and a content');
     END IF;
     IF learning ->> 'memory_id' IS NOT NULL THEN
         SELECT * INTO current_row FROM public.agent_memory m
         WHERE m.tenant_id = tenant AND m.memory_id = (learning ->> 'memory_id')::uuid AND m.superseded_at IS NULL
           AND m.scope = the_scope AND m.owner_id = owner AND m.store = learning ->> 'store';
         IF NOT FOUND THEN
-            PERFORM agent_private.refuse('AGN03', format('no current memory %s in store %s', learning ->> 'memory_id', learning ->> 'store'));
+            PERFORM agent_private.refuse('PT404', format('no current memory %s in store %s', learning ->> 'memory_id', learning ->> 'store'));
         END IF;
     ELSIF learning ->> 'field' IS NOT NULL THEN
         SELECT * INTO current_row FROM public.agent_memory m
@@ -294,7 +294,7 @@ BEGIN
     END IF;
     IF learning ->> 'expected_version' IS NOT NULL
        AND (learning ->> 'expected_version')::integer IS DISTINCT FROM current_row.version THEN
-        PERFORM agent_private.refuse('AGN02', format('memory %s is at version %s, not %s', learning ->> 'memory_id',
+        PERFORM agent_private.refuse('PT409', format('memory %s is at version %s, not %s', learning ->> 'memory_id',
                                                      coalesce(current_row.version::text, 'none'), learning ->> 'expected_version'));
     END IF;
     IF current_row.memory_id IS NOT NULL AND current_row.content_hash = hash
@@ -370,12 +370,12 @@ BEGIN
                     AND coalesce(m.session_id, '') = coalesce(learning ->> 'session_id', '') END;
     IF NOT FOUND THEN
         IF learning ->> 'memory_id' IS NOT NULL THEN
-            PERFORM agent_private.refuse('AGN03', format('no current memory %s in store %s', learning ->> 'memory_id', learning ->> 'store'));
+            PERFORM agent_private.refuse('PT404', format('no current memory %s in store %s', learning ->> 'memory_id', learning ->> 'store'));
         END IF;
         RETURN jsonb_build_object('status', 'absent', 'store', learning ->> 'store', 'field', learning ->> 'field');
     END IF;
     IF learning ->> 'expected_version' IS NOT NULL AND (learning ->> 'expected_version')::integer <> target.version THEN
-        PERFORM agent_private.refuse('AGN02', format('memory %s is at version %s, not %s', target.memory_id, target.version, learning ->> 'expected_version'));
+        PERFORM agent_private.refuse('PT409', format('memory %s is at version %s, not %s', target.memory_id, target.version, learning ->> 'expected_version'));
     END IF;
     PERFORM agent_private.attach_evidence(target, learning -> 'evidence');
     PERFORM agent_private.close_memory(target, coalesce(learning ->> 'reason', 'retired'));
@@ -394,7 +394,7 @@ BEGIN
     CASE coalesce(operation ->> 'action', 'write')
         WHEN 'write' THEN RETURN agent_private.write_memory(operation);
         WHEN 'retire' THEN RETURN agent_private.retire_memory(operation);
-        ELSE PERFORM agent_private.refuse('AGN04', format('action %s is neither write nor retire', operation ->> 'action'));
+        ELSE PERFORM agent_private.refuse('PT422', format('action %s is neither write nor retire', operation ->> 'action'));
     END CASE;
 END
 $$;

@@ -1,6 +1,6 @@
 -- Recall: what is known that bears on a question, within the scopes of one identity.
 
--- The best memories for a question, by words (BM25 over the 500 newest memories of each word), by vectors where one
+-- The best memories for a question, by words (BM25 over the 400 newest memories of each word), by vectors where one
 -- is given (exact, within the scope) and, to fill up, by recency. Each score is divided by the best of its list; the
 -- sum decides, recency counting a tenth. At most 200. Returns each as {memory_id, version, store, kind, content, trust,
 -- recorded_at, valid_from, score, word_score, vector_score} and whether a word or the vector matched. Leans on the primary keys of agent_memory_term and agent_memory_embedding and
@@ -9,7 +9,7 @@ CREATE FUNCTION agent_private.rank_memories(
     question text, question_embedding vector, embedding_model text, session_now text, memory_limit integer)
 RETURNS TABLE (item jsonb, matched boolean)
 LANGUAGE plpgsql ROWS 40
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
@@ -38,7 +38,7 @@ BEGIN
             FROM (SELECT t.memory_number, t.occurrences, t.word_count
                   FROM public.agent_memory_term t
                   WHERE t.tenant_id = tenant AND t.scope = 'user' AND t.owner_id = person AND t.lexeme = w.lexeme
-                  ORDER BY t.memory_number DESC LIMIT 500) AS n
+                  ORDER BY t.memory_number DESC LIMIT 400) AS n
         ) AS h
     ), by_words AS (
         SELECT h.memory_number,
@@ -69,21 +69,27 @@ BEGIN
               UNION SELECT n.memory_number FROM newest n) AS c
         LEFT JOIN by_words w ON w.memory_number = c.memory_number
         LEFT JOIN by_vector v ON v.memory_number = c.memory_number
+    ), best AS MATERIALIZED (  -- before the documents are built: that costs more than the ranking
+        SELECT m.memory_id, m.version, m.store, m.kind, m.content, m.trust, m.recorded_at, m.valid_from,
+               c.word_points, c.vector_points, c.word_points + c.vector_points + 0.1::double precision * c.newness AS points,
+               c.memory_number
+        FROM candidates c
+        JOIN public.agent_memory m ON m.memory_number = c.memory_number
+        WHERE m.tenant_id = tenant AND m.scope = 'user' AND m.owner_id = person
+          AND m.superseded_at IS NULL AND m.trust <> 'external'
+          AND (m.valid_to IS NULL OR m.valid_to > now())
+          AND (m.session_id IS NULL OR m.session_id <> coalesce(session_now, ''))
+        ORDER BY points DESC, c.memory_number DESC
+        LIMIT least(memory_limit, 200)
     )
     SELECT jsonb_build_object(
-               'memory_id', m.memory_id, 'version', m.version, 'store', m.store, 'kind', m.kind, 'content', m.content,
-               'trust', m.trust, 'recorded_at', m.recorded_at, 'valid_from', m.valid_from,
-               'score', round((c.word_points + c.vector_points + 0.1 * c.newness)::numeric, 4),
-               'word_score', round(c.word_points::numeric, 4), 'vector_score', round(c.vector_points::numeric, 4)),
-           c.word_points > 0 OR c.vector_points > 0
-    FROM candidates c
-    JOIN public.agent_memory m ON m.memory_number = c.memory_number
-    WHERE m.tenant_id = tenant AND m.scope = 'user' AND m.owner_id = person
-      AND m.superseded_at IS NULL AND m.trust <> 'external'
-      AND (m.valid_to IS NULL OR m.valid_to > now())
-      AND (m.session_id IS NULL OR m.session_id <> coalesce(session_now, ''))
-    ORDER BY c.word_points + c.vector_points + 0.1 * c.newness DESC, c.memory_number DESC
-    LIMIT least(memory_limit, 200);
+               'memory_id', b.memory_id, 'version', b.version, 'store', b.store, 'kind', b.kind, 'content', b.content,
+               'trust', b.trust, 'recorded_at', b.recorded_at, 'valid_from', b.valid_from,
+               'score', round(b.points::numeric, 4),
+               'word_score', round(b.word_points::numeric, 4), 'vector_score', round(b.vector_points::numeric, 4)),
+           b.word_points > 0 OR b.vector_points > 0
+    FROM best b
+    ORDER BY b.points DESC, b.memory_number DESC;
 END
 $$;
 
@@ -95,7 +101,7 @@ CREATE FUNCTION public.recall_context(
     memory_limit integer DEFAULT 40, question_embedding text DEFAULT NULL, embedding_model text DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
@@ -143,7 +149,7 @@ CREATE FUNCTION public.match_memories(
     embedding_model text DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE

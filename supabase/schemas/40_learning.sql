@@ -5,7 +5,7 @@
 CREATE FUNCTION public.pending_learning(identity jsonb, run_limit integer DEFAULT 20, memory_limit integer DEFAULT 40)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -17,7 +17,7 @@ BEGIN
     identity := agent_private.document(identity);
     previous := agent_private.enter(identity);
     IF previous IS NULL THEN
-        PERFORM agent_private.refuse('AGN01', 'learning needs a tenant and a user');
+        PERFORM agent_private.refuse('PT403', 'learning needs a tenant and a user');
     END IF;
     -- The version is read before the memories: a write in between makes the check of apply_learning fail, never pass.
     SELECT s.version INTO version_read FROM public.agent_scope s
@@ -45,12 +45,12 @@ $$;
 
 -- Apply what was learned from these runs and mark them learned: all of it or nothing.
 -- operations: [{action: write|retire, …learning of write_memory or retire_memory}]. expected_version is the
--- scope_version that pending_learning gave: if anything was written since, or a run was learned already, it raises
--- AGN02 and changes nothing. limits: {store: greatest number of memories}. Returns {receipts, retired_over_limit}.
+-- scope_version that pending_learning gave (NULL: the operations rest on nothing that was known): if anything was written
+-- since, or a run was learned already, it raises PT409 and changes nothing. limits: {store: greatest number of memories}. Returns {receipts, retired_over_limit}.
 CREATE FUNCTION public.apply_learning(identity jsonb, run_ids text[], operations jsonb, expected_version bigint, limits jsonb DEFAULT '{}')
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -70,20 +70,20 @@ BEGIN
     tenant := current_setting('agent.tenant_id', true);
     person := current_setting('agent.user_id', true);
     IF previous IS NULL THEN
-        PERFORM agent_private.refuse('AGN01', 'learning needs a tenant and a user');
+        PERFORM agent_private.refuse('PT403', 'learning needs a tenant and a user');
     END IF;
     INSERT INTO public.agent_scope (tenant_id, scope, owner_id) VALUES (tenant, 'user', person)
     ON CONFLICT DO NOTHING;
     SELECT s.version INTO version_now FROM public.agent_scope s
     WHERE s.tenant_id = tenant AND s.scope = 'user' AND s.owner_id = person FOR UPDATE;
     IF version_now <> expected_version THEN
-        PERFORM agent_private.refuse('AGN02', format('the memories are at version %s, these were read at %s', version_now, expected_version));
+        PERFORM agent_private.refuse('PT409', format('the memories are at version %s, these were read at %s', version_now, expected_version));
     END IF;
     UPDATE public.agent_run r SET learned_at = clock_timestamp()
     WHERE r.tenant_id = tenant AND r.user_id = person AND r.run_id = ANY (run_ids) AND r.learned_at IS NULL;
     GET DIAGNOSTICS marked = ROW_COUNT;
     IF marked <> cardinality(run_ids) THEN
-        PERFORM agent_private.refuse('AGN02', format('%s of %s runs were learned already', cardinality(run_ids) - marked, cardinality(run_ids)));
+        PERFORM agent_private.refuse('PT409', format('%s of %s runs were learned already', cardinality(run_ids) - marked, cardinality(run_ids)));
     END IF;
     FOR operation IN SELECT o FROM jsonb_array_elements(operations) AS o LOOP
         receipts := receipts || jsonb_build_array(agent_private.apply_operation(operation));
@@ -102,7 +102,7 @@ CREATE FUNCTION public.memories_without_embedding(
     identity jsonb, model text, memory_limit integer DEFAULT 100, dimensions integer DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -132,7 +132,7 @@ $$;
 CREATE FUNCTION public.store_embeddings(identity jsonb, model text, embeddings jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -142,7 +142,7 @@ BEGIN
     embeddings := agent_private.document(embeddings);
     previous := agent_private.enter(identity);
     IF previous IS NULL THEN
-        PERFORM agent_private.refuse('AGN01', 'storing vectors needs a tenant and a user');
+        PERFORM agent_private.refuse('PT403', 'storing vectors needs a tenant and a user');
     END IF;
     INSERT INTO public.agent_memory_embedding (tenant_id, scope, owner_id, memory_number, model, dimensions, embedding)
     SELECT m.tenant_id, m.scope, m.owner_id, m.memory_number, store_embeddings.model,
@@ -192,7 +192,7 @@ GRANT EXECUTE ON FUNCTION agent_private.expedite_jobs(text[]) TO agent_app;
 CREATE FUNCTION public.expedite_learning(sessions jsonb)
 RETURNS jsonb
 LANGUAGE sql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
     SELECT agent_private.expedite_jobs(ARRAY(
         SELECT agent_private.learning_key(s ->> 'tenant_id', s ->> 'user_id', s ->> 'session_id')

@@ -5,7 +5,7 @@
 CREATE FUNCTION public.upsert_learning(identity jsonb, learning jsonb, memory_limit integer DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -15,7 +15,7 @@ BEGIN
     learning := agent_private.document(learning);
     previous := agent_private.enter(identity);
     IF previous IS NULL THEN
-        PERFORM agent_private.refuse('AGN01', 'nothing can be written for nobody: the identity has no tenant or no user');
+        PERFORM agent_private.refuse('PT403', 'nothing can be written for nobody: the identity has no tenant or no user');
     END IF;
     receipt := agent_private.write_memory(learning || jsonb_strip_nulls(jsonb_build_object(
         'run_id', identity ->> 'run_id',
@@ -31,7 +31,7 @@ $$;
 CREATE FUNCTION public.upsert_learnings(identity jsonb, learnings jsonb, limits jsonb DEFAULT '{}')
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -44,7 +44,7 @@ BEGIN
     limits := agent_private.document(limits);
     previous := agent_private.enter(identity);
     IF previous IS NULL THEN
-        PERFORM agent_private.refuse('AGN01', 'nothing can be written for nobody: the identity has no tenant or no user');
+        PERFORM agent_private.refuse('PT403', 'nothing can be written for nobody: the identity has no tenant or no user');
     END IF;
     FOR learning IN SELECT l FROM jsonb_array_elements(learnings) AS l LOOP
         receipts := receipts || jsonb_build_array(agent_private.apply_operation(
@@ -63,7 +63,7 @@ $$;
 CREATE FUNCTION public.get_learning(identity jsonb, the_memory_id uuid)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -97,7 +97,7 @@ $$;
 CREATE FUNCTION public.get_learnings(identity jsonb, wanted jsonb DEFAULT '{}', memory_limit integer DEFAULT 100, memory_offset integer DEFAULT 0)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -155,7 +155,7 @@ $$;
 CREATE FUNCTION public.delete_learning(identity jsonb, the_memory_id uuid)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -164,7 +164,7 @@ BEGIN
     identity := agent_private.document(identity);
     previous := agent_private.enter(identity);
     IF previous IS NULL THEN
-        PERFORM agent_private.refuse('AGN01', 'nothing can be deleted for nobody: the identity has no tenant or no user');
+        PERFORM agent_private.refuse('PT403', 'nothing can be deleted for nobody: the identity has no tenant or no user');
     END IF;
     gone := agent_private.delete_memories(ARRAY[the_memory_id]);
     PERFORM agent_private.leave(previous);
@@ -176,7 +176,7 @@ $$;
 CREATE FUNCTION public.delete_learnings(identity jsonb, the_memory_ids uuid[])
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -185,7 +185,7 @@ BEGIN
     identity := agent_private.document(identity);
     previous := agent_private.enter(identity);
     IF previous IS NULL THEN
-        PERFORM agent_private.refuse('AGN01', 'nothing can be deleted for nobody: the identity has no tenant or no user');
+        PERFORM agent_private.refuse('PT403', 'nothing can be deleted for nobody: the identity has no tenant or no user');
     END IF;
     gone := agent_private.delete_memories(the_memory_ids);
     PERFORM agent_private.leave(previous);
@@ -197,7 +197,7 @@ $$;
 CREATE FUNCTION public.clear_learnings(identity jsonb, the_store text DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -206,7 +206,7 @@ BEGIN
     identity := agent_private.document(identity);
     previous := agent_private.enter(identity);
     IF previous IS NULL THEN
-        PERFORM agent_private.refuse('AGN01', 'nothing can be cleared for nobody: the identity has no tenant or no user');
+        PERFORM agent_private.refuse('PT403', 'nothing can be cleared for nobody: the identity has no tenant or no user');
     END IF;
     gone := agent_private.delete_memories(ARRAY(
         SELECT DISTINCT m.memory_id FROM public.agent_memory m
@@ -222,7 +222,7 @@ $$;
 CREATE FUNCTION public.erase_user(identity jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -236,7 +236,7 @@ BEGIN
     tenant := identity ->> 'tenant_id';
     person := nullif(identity ->> 'user_id', '');
     IF previous IS NULL OR person IS NULL THEN
-        PERFORM agent_private.refuse('AGN01', 'to erase a user, name the tenant and the user');
+        PERFORM agent_private.refuse('PT403', 'to erase a user, name the tenant and the user');
     END IF;
     -- Waits for writers of this user and keeps new ones out until all is gone.
     PERFORM agent_private.touch_scope('user');
@@ -285,7 +285,7 @@ GRANT EXECUTE ON FUNCTION agent_private.forget_jobs(text, text) TO agent_app;
 CREATE FUNCTION public.list_users(identity jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -310,7 +310,7 @@ $$;
 CREATE FUNCTION public.learning_status(identity jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, public, extensions, pg_temp
+SET search_path = pg_catalog, extensions, public, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -319,7 +319,7 @@ BEGIN
     identity := agent_private.document(identity);
     previous := agent_private.enter(identity, 'tenant');
     IF previous IS NULL THEN
-        PERFORM agent_private.refuse('AGN01', 'no tenant to report on');
+        PERFORM agent_private.refuse('PT403', 'no tenant to report on');
     END IF;
     found := jsonb_build_object(
         'memories', (SELECT count(*) FROM public.agent_memory m WHERE m.superseded_at IS NULL),

@@ -40,7 +40,12 @@ class Block:
 
 def pages() -> list[Path]:
     """Every page that readers get."""
-    top = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
+    top = [
+        ROOT / "README.md",
+        ROOT / "ARCHITECTURE.md",
+        ROOT / "CHANGELOG.md",
+        ROOT / "benchmarks" / "README.md",
+    ]
     return [*top, *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -80,7 +85,8 @@ def links(text: str) -> list[str]:
 def anchors(text: str) -> set[str]:
     """What may follow `#` in a link to this page, as GitHub makes it from headings."""
     return {
-        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in _HEADING.findall(prose(text))
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in _HEADING.findall(prose(text))
     }
 
 

@@ -23,8 +23,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+from typer.testing import CliRunner
 
+from agent.cli import app
 from agent.database.embedded import erase_embedded
 from agent.learning.machine import living_machines
 from agent.portal import portal
@@ -36,7 +39,9 @@ from tests.docs.pages import ROOT, Block, blocks, pages
 
 PYTHON_PAGES = [page for page in pages() if any(block.language == "python" for block in blocks(page))]
 RUN_PAGES = [page for page in PYTHON_PAGES if any("example" in block.marks for block in blocks(page))]
-TEST_PAGES = [page for page in PYTHON_PAGES if any((block.file or "").startswith("test_") for block in blocks(page))]
+TEST_PAGES = [
+    page for page in PYTHON_PAGES if any((block.file or "").startswith("test_") for block in blocks(page))
+]
 
 
 def name_of(page: Path) -> str:
@@ -77,7 +82,7 @@ class Desk:
         # Empty lines in front, so that a traceback shows the line of the page.
         code = compile("\n" * (block.line - 1) + block.code, str(block.page), "exec", dont_inherit=True)
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            exec(code, module.__dict__)
+            exec(code, module.__dict__)  # noqa: S102 - the pages are ours
         return printed.getvalue()
 
     @contextlib.contextmanager
@@ -105,7 +110,12 @@ def answer_or_extract(body: Mapping[str, Any]) -> Any:
             learned = {
                 "user_profile": [{"field": "preferences", "value": "concise answers", "evidence": ["r1.m1"]}],
                 "user_memory": [
-                    {"action": "add", "memory_type": "fact", "content": "Works on billing.", "evidence": ["r1.m1"]}
+                    {
+                        "action": "add",
+                        "memory_type": "fact",
+                        "content": "Works on billing.",
+                        "evidence": ["r1.m1"],
+                    }
                 ],
                 "session_context": {"summary": "The user introduced themselves.", "evidence": ["r1.m1"]},
             }
@@ -187,6 +197,30 @@ def test_the_first_example_of_the_readme_runs_as_a_script_with_nothing_set(data_
     assert_printed(result.stdout, output)
 
 
+def test_the_log_on_the_page_about_logs_goes_in(desk: Desk) -> None:
+    (log,) = (block for block in blocks(ROOT / "docs" / "howto" / "import-logs.md") if block.file is not None)
+    desk.put(log)
+
+    imported = CliRunner().invoke(app, ["runs", "import", str(log.file)])
+    failed = json.loads(CliRunner().invoke(app, ["runs", "list", "--failed", "--json"]).stdout)
+
+    assert imported.exit_code == 0, imported.output
+    assert "2 runs imported" in imported.stdout
+    assert [(run["facts"]["task_id"], run["outcomes"][0]["succeeded"]) for run in failed] == [
+        ("refund-2", False)
+    ]
+    assert failed[0]["tool_errors"][0]["message"] == "Error: order B1001 not found"
+
+
+def test_sql_blocks_are_sql(learning_database: ThrowawayDatabase) -> None:
+    with psycopg.connect(learning_database.url) as connection:
+        for page in pages():
+            for block in blocks(page):
+                if block.language == "sql":
+                    connection.execute(block.code.encode())
+        connection.rollback()  # roles would outlive the database
+
+
 def test_json_blocks_are_json() -> None:
     for page in pages():
         for block in blocks(page):
@@ -198,7 +232,9 @@ def test_json_blocks_are_json() -> None:
 
 
 def test_a_promise_about_output_that_is_broken_fails() -> None:
-    promised = Block(page=ROOT / "README.md", line=1, language="text", marks=("output",), code="a … c\n…\nd\n")
+    promised = Block(
+        page=ROOT / "README.md", line=1, language="text", marks=("output",), code="a … c\n…\nd\n"
+    )
 
     assert_printed("a b c\nmore\nlines\nd\n", promised)
     with pytest.raises(AssertionError, match="promises"):
@@ -210,5 +246,7 @@ def test_shell_blocks_are_shell() -> None:
     for page in pages():
         for block in blocks(page):
             if block.language == "sh":
-                result = subprocess.run(["sh", "-n"], input=block.code, text=True, capture_output=True, check=False)
+                result = subprocess.run(
+                    ["sh", "-n"], input=block.code, text=True, capture_output=True, check=False
+                )
                 assert result.returncode == 0, f"{block.place}: {result.stderr}"

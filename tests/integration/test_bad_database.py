@@ -120,7 +120,9 @@ async def refusal_of(database: PostgresDatabase, function: str = "recall_context
 
 
 async def test_a_closed_port(open_at: Open, closed_port: int) -> None:
-    error = await refusal_of(open_at(f"postgresql://ada:{quote(SECRET, safe='')}@127.0.0.1:{closed_port}/memory"))
+    error = await refusal_of(
+        open_at(f"postgresql://ada:{quote(SECRET, safe='')}@127.0.0.1:{closed_port}/memory")
+    )
     assert isinstance(error, DatabaseUnavailable)
     assert f"127.0.0.1:{closed_port}" in str(error)
     assert "running" in str(error)
@@ -133,7 +135,9 @@ async def test_an_unknown_host(open_at: Open) -> None:
 
 
 async def test_a_socket_that_is_not_there(open_at: Open, tmp_path: Path) -> None:
-    error = await refusal_of(open_at(f"postgresql://ada:hunter2@/memory?host={quote(str(tmp_path), safe='')}"))
+    error = await refusal_of(
+        open_at(f"postgresql://ada:hunter2@/memory?host={quote(str(tmp_path), safe='')}")
+    )
     assert isinstance(error, DatabaseUnavailable)
     assert str(tmp_path) in str(error)
 
@@ -282,7 +286,11 @@ async def test_a_value_that_the_database_refuses_is_the_callers(
     open_at: Open, learning_database: ThrowawayDatabase
 ) -> None:
     database = open_at(learning_database.url)
-    for run in ({}, {"run_id": "r", "status": "splendid"}, {"run_id": "r", "status": "completed", "started_at": "x"}):
+    for run in (
+        {},
+        {"run_id": "r", "status": "splendid"},
+        {"run_id": "r", "status": "completed", "started_at": "x"},
+    ):
         with pytest.raises(InvalidLearning):
             await database.call("record_run", ADA, run=run)
 

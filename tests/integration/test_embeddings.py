@@ -116,7 +116,11 @@ async def make(learning_database: ThrowawayDatabase) -> AsyncIterator[Make]:
 
     def machine(embeddings: Any, **changes: Any) -> LearningMachine:
         settings = learning_database.settings.model_copy(
-            update={"recall_timeout": timedelta(seconds=20), "embedding_timeout": timedelta(seconds=5), **changes}
+            update={
+                "recall_timeout": timedelta(seconds=20),
+                "embedding_timeout": timedelta(seconds=5),
+                **changes,
+            }
         )
         made.append(LearningMachine(embeddings=embeddings, settings=settings))
         return made[-1]
@@ -148,7 +152,7 @@ def vectors(database: ThrowawayDatabase) -> list[tuple[str, str, int]]:
         return connection.execute(
             "SELECT m.content, e.model, e.dimensions FROM public.agent_memory_embedding e "
             "JOIN public.agent_memory m USING (memory_number) ORDER BY m.memory_number, e.model, e.dimensions"
-        ).fetchall()  # type: ignore[return-value]
+        ).fetchall()
 
 
 # --- vectors are used -------------------------------------------------------------------------------------------
@@ -220,9 +224,7 @@ async def test_long_texts_are_cut_before_they_are_embedded(make: Make) -> None:
     assert max(len(text) for text in embeddings.questions + embeddings.documents) <= 8_000
 
 
-async def test_profile_and_session_need_no_vectors(
-    make: Make, learning_database: ThrowawayDatabase
-) -> None:
+async def test_profile_and_session_need_no_vectors(make: Make, learning_database: ThrowawayDatabase) -> None:
     machine = make(Meanings())
     await machine.upsert_learning(identity=ADA, store="user_profile", field="name", content="Ada")
     await machine.upsert_learning(identity=ADA, store="session_context", field="summary", content="Cats")
@@ -396,7 +398,7 @@ async def test_one_vector_that_cannot_be_used_does_not_hold_up_the_others(
 ) -> None:
     class OneBad(Meanings):
         def vector(self, text: str) -> list[float]:
-            return bad if "poison" in text else super().vector(text)  # type: ignore[no-any-return]
+            return bad if "poison" in text else super().vector(text)
 
     machine = make(OneBad())
     await tell(machine, "I like tea", "poison", *FAR)

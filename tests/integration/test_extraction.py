@@ -15,7 +15,14 @@ from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage
 from pydantic import BaseModel, Field
 
-from agent import Identity, LearningMachine, SessionContextConfig, UserMemoryConfig, UserProfileConfig, listening
+from agent import (
+    Identity,
+    LearningMachine,
+    SessionContextConfig,
+    UserMemoryConfig,
+    UserProfileConfig,
+    listening,
+)
 from agent.errors import ConfigurationError, ConflictError, ModelError
 from agent.events import Event
 from agent.learning.extraction import CALL_CHARACTERS_MAX
@@ -157,14 +164,20 @@ async def test_a_burst_of_runs_is_learned_in_one_call_for_all_stores(lab: Lab) -
     assert len(model.calls) == 1
     known = {memory["content"]: memory for memory in await lab.known()}
     assert set(known) == {"Ada", "Works on billing", "Has a cat", "Talked of work."}
-    assert {memory["store"] for memory in known.values()} == {"user_profile", "user_memory", "session_context"}
+    assert {memory["store"] for memory in known.values()} == {
+        "user_profile",
+        "user_memory",
+        "session_context",
+    }
     (because,) = await lab.evidence(known["Has a cat"])
     assert (because["run_id"], because["message_id"], because["quote"]) == (runs[4], "u1", "My cat is ill")
     assert [item["run_id"] for item in await lab.evidence(known["Talked of work."])] == [runs[0], runs[4]]
 
 
 async def test_more_runs_than_one_call_takes_are_learned_in_several(lab: Lab) -> None:
-    model = ScriptedChat(script=[learned(user_memory=[add("first lot")]), learned(user_memory=[add("second lot")])])
+    model = ScriptedChat(
+        script=[learned(user_memory=[add("first lot")]), learned(user_memory=[add("second lot")])]
+    )
     machine = lab.machine(model)
     for number in range(25):
         await lab.record(said(f"thought number {number}"))
@@ -218,7 +231,9 @@ async def test_only_finished_runs_of_this_session_and_user_are_shown(lab: Lab) -
     shown = material(model.calls[0])
     assert "mine" in shown
     assert [
-        word for word in ("another", "failed", "interrupted", "blocked", "cancelled", "secret") if word in shown
+        word
+        for word in ("another", "failed", "interrupted", "blocked", "cancelled", "secret")
+        if word in shown
     ] == []
 
 
@@ -262,9 +277,7 @@ async def test_what_rests_on_nothing_is_not_learned(lab: Lab, references: list[s
     fact = {"action": "add", "memory_type": "fact", "content": "Owns a boat", "evidence": references}
     field = {"field": "name", "value": "Eve", "evidence": references}
     summary = {"summary": "Boats.", "evidence": references}
-    model = ScriptedChat(
-        script=[learned(user_memory=[fact], user_profile=[field], session_context=summary)]
-    )
+    model = ScriptedChat(script=[learned(user_memory=[fact], user_profile=[field], session_context=summary)])
     machine = lab.machine(model)
     await lab.record(
         said("Hi"), answered("You own a boat."), said("thanks", "u2"), answered("You own a boat.", "a2")
@@ -276,7 +289,9 @@ async def test_what_rests_on_nothing_is_not_learned(lab: Lab, references: list[s
 
 
 async def test_among_true_and_invented_references_the_true_ones_count(lab: Lab) -> None:
-    model = ScriptedChat(script=[learned(user_memory=[add("Has a cat", "r9.m9", " [r1.m1] ", "r1.m2", "r1.m1")])])
+    model = ScriptedChat(
+        script=[learned(user_memory=[add("Has a cat", "r9.m9", " [r1.m1] ", "r1.m2", "r1.m1")])]
+    )
     machine = lab.machine(model)
     await lab.record(said("I have a cat"), answered("Nice."))
     await lab.learn(machine)
@@ -286,7 +301,13 @@ async def test_among_true_and_invented_references_the_true_ones_count(lab: Lab) 
 
 
 async def test_what_a_tool_reported_is_evidence_of_less_trust(lab: Lab) -> None:
-    result = {"message_id": "x1", "role": "tool", "tool_call_id": "c1", "name": "find", "content": "plan: gold"}
+    result = {
+        "message_id": "x1",
+        "role": "tool",
+        "tool_call_id": "c1",
+        "name": "find",
+        "content": "plan: gold",
+    }
     model = ScriptedChat(script=[learned(user_memory=[add("Has the gold plan", "r1.m1", "r1.m2")])])
     machine = lab.machine(model)
     await lab.record(said("What plan do I have?"), result, answered("Gold."))
@@ -380,7 +401,9 @@ async def test_typed_fields_of_a_schema_keep_their_types(lab: Lab) -> None:
     await lab.learn(machine)
     found = {memory["field"]: memory["value"] for memory in await lab.known(store="user_profile")}
     assert found == values
-    assert {name: type(value) for name, value in found.items()} == {name: type(v) for name, v in values.items()}
+    assert {name: type(value) for name, value in found.items()} == {
+        name: type(v) for name, v in values.items()
+    }
 
 
 async def test_a_field_that_was_taken_back_is_cleared_and_its_history_stays(lab: Lab) -> None:
@@ -465,9 +488,7 @@ async def test_with_planning_a_session_has_goal_plan_and_progress(lab: Lab) -> N
 
 async def test_stores_that_are_off_or_left_to_tools_are_not_asked_for(lab: Lab) -> None:
     model = ScriptedChat(script=[learned(session_context={"summary": "x", "evidence": ["r1.m1"]})])
-    machine = lab.machine(
-        model, user_profile=False, user_memory=UserMemoryConfig(mode=LearningMode.AGENTIC)
-    )
+    machine = lab.machine(model, user_profile=False, user_memory=UserMemoryConfig(mode=LearningMode.AGENTIC))
     await lab.record(said("Hi"))
     await lab.learn(machine)
     schema = json.dumps(model.calls[0].tool_schemas)
@@ -502,7 +523,9 @@ async def test_instructions_reach_the_model(lab: Lab) -> None:
     await lab.record(said("Hi"))
     await lab.learn(machine)
     prompt = model.calls[0].system_text
-    assert [word for word in ("INSTRUCTION-1", "INSTRUCTION-2", "INSTRUCTION-3", "quirk") if word not in prompt] == []
+    assert [
+        word for word in ("INSTRUCTION-1", "INSTRUCTION-2", "INSTRUCTION-3", "quirk") if word not in prompt
+    ] == []
 
 
 # --- somebody writes in between ---------------------------------------------------------------------------------
@@ -539,9 +562,7 @@ async def test_where_writes_never_rest_the_runs_wait(lab: Lab) -> None:
 
 async def test_two_who_learn_the_same_session_learn_it_once(lab: Lab) -> None:
     def answer(content: str) -> ScriptedChat:
-        return ScriptedChat(
-            script=[learned(user_memory=[add(content)])], delay=timedelta(milliseconds=200)
-        )
+        return ScriptedChat(script=[learned(user_memory=[add(content)])], delay=timedelta(milliseconds=200))
 
     one, two = answer("learned by one"), answer("learned by two")
     machines = [lab.machine(one), lab.machine(two)]
@@ -579,7 +600,13 @@ BAD: dict[str, Any] = {
     "broken arguments": AIMessage(
         "",
         invalid_tool_calls=[
-            {"name": "Learned", "args": '{"user_memory": [{"act', "id": "c", "error": "cut", "type": "invalid_tool_call"}
+            {
+                "name": "Learned",
+                "args": '{"user_memory": [{"act',
+                "id": "c",
+                "error": "cut",
+                "type": "invalid_tool_call",
+            }
         ],
     ),
     "an error": RuntimeError("the provider says hunter2"),
@@ -589,7 +616,9 @@ BAD: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-async def test_a_useless_answer_teaches_nothing_and_the_runs_wait_for_a_better_one(lab: Lab, kind: str) -> None:
+async def test_a_useless_answer_teaches_nothing_and_the_runs_wait_for_a_better_one(
+    lab: Lab, kind: str
+) -> None:
     model = ScriptedChat(script=[BAD[kind], learned(user_memory=[add("Has a cat")])])
     machine = lab.machine(model)
     run_id = await lab.record(said("I have a cat"))
@@ -671,9 +700,7 @@ def heard() -> Iterator[Callable[[str], list[Event]]]:
 async def test_the_worker_tries_again_after_a_bad_answer_and_learns_once(
     lab: Lab, heard: Callable[[str], list[Event]]
 ) -> None:
-    extraction = ScriptedChat(
-        script=["no", RuntimeError("down"), learned(user_memory=[add("Has a cat")])]
-    )
+    extraction = ScriptedChat(script=["no", RuntimeError("down"), learned(user_memory=[add("Has a cat")])])
     machine = lab.machine(extraction, settings={"worker": WorkerMode.INSIDE})
     agent: Any = create_agent(ScriptedChat(script=["I see."]), [], middleware=[machine.middleware()])
     config = {"configurable": {"thread_id": "t1", "user_id": ADA.user_id}}
@@ -692,7 +719,11 @@ async def test_the_worker_tries_again_after_a_bad_answer_and_learns_once(
 async def test_without_a_model_the_words_of_the_user_are_kept(lab: Lab) -> None:
     machine = lab.machine("none")
     run_id = await lab.record(
-        said("I have a cat"), answered("How nice."), said("👍", "u2"), said("", "u3"), said("Her name is Zoë", "u4")
+        said("I have a cat"),
+        answered("How nice."),
+        said("👍", "u2"),
+        said("", "u3"),
+        said("Her name is Zoë", "u4"),
     )
     assert await lab.learn(machine) == 1
     memories = await lab.known()

@@ -386,7 +386,7 @@ async def test_with_no_identity_every_function_finds_nothing_or_refuses(
                 else:
                     with pytest.raises(psycopg.Error) as refused:
                         connection.execute(statement, given)
-                    assert refused.value.sqlstate == "AGN01", (function, nobody)
+                    assert refused.value.sqlstate == "PT403", (function, nobody)
     assert everything_stored(learning_database.url) == stored
 
 
@@ -554,7 +554,7 @@ async def test_a_token_that_names_nobody_is_nobody(
         for function in ("upsert_learning", "record_run", "clear_learnings"):
             with pytest.raises(psycopg.Error) as refused:
                 _call(connection, function, ADA, **FOR_USERS[function])
-            assert refused.value.sqlstate == "AGN01"
+            assert refused.value.sqlstate == "PT403"
     assert everything_stored(learning_database.url) == before
 
 

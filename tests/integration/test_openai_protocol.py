@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessage
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
+from pydantic import SecretStr
 
 from agent import Identity, LearningMachine, UserProfileConfig, listening
 from agent.errors import ConfigurationError, ModelError
@@ -129,9 +130,12 @@ async def test_models_may_be_named_or_given(make: Make, as_object: bool) -> None
         model: Any = "openai:gpt-named"
         embeddings: Any = "openai:embed-named"
         if as_object:
-            model = ChatOpenAI(model="gpt-named", base_url=server.url, api_key=KEY)
+            model = ChatOpenAI(model="gpt-named", base_url=server.url, api_key=SecretStr(KEY))
             embeddings = OpenAIEmbeddings(
-                model="embed-named", base_url=server.url, api_key=KEY, check_embedding_ctx_length=False
+                model="embed-named",
+                base_url=server.url,
+                api_key=SecretStr(KEY),
+                check_embedding_ctx_length=False,
             )
         machine = make(None if as_object else server, model=model, embeddings=embeddings)
         await record(machine, "I have a cat")
@@ -154,14 +158,20 @@ async def test_a_custom_schema_travels_as_json_schema(make: Make) -> None:
     age = {"field": "age", "value": 36, "evidence": ["r1.m1"]}
     with openai_server([learned(user_profile=[age])]) as server:
         machine = make(
-            server, user_profile=UserProfileConfig(schema=Customer), environment={"LEARNING_EMBEDDINGS": "none"}
+            server,
+            user_profile=UserProfileConfig(schema=Customer),
+            environment={"LEARNING_EMBEDDINGS": "none"},
         )
         await record(machine, "I am 36")
         assert await learn(machine) == 1
     (memory,) = await machine.get_learnings(identity=ADA)
     assert (memory["value"], type(memory["value"])) == (36, int)
     sent = json.dumps(server.chat_requests[0].body["tools"])
-    assert [word for word in ("born_on", '"format": "date"', "languages", '"pro"', '"minimum": 0') if word not in sent] == []
+    assert [
+        word
+        for word in ("born_on", '"format": "date"', "languages", '"pro"', '"minimum": 0')
+        if word not in sent
+    ] == []
 
 
 async def test_none_turns_models_off_though_there_is_a_key(make: Make) -> None:
@@ -227,7 +237,7 @@ def failing(*faults: Any, api_key: str | None = None) -> Iterator[OpenAIServer]:
 async def test_a_fault_teaches_nothing_and_the_next_answer_is_learned_once(make: Make, fault: Any) -> None:
     with failing(fault) as server:
         machine = make(
-            model=ChatOpenAI(model="gpt", base_url=server.url, api_key=KEY, max_retries=0),
+            model=ChatOpenAI(model="gpt", base_url=server.url, api_key=SecretStr(KEY), max_retries=0),
             environment={"LEARNING_EMBEDDINGS": "none"},
         )
         await record(machine, "I have a cat", "She is called Zoë")
@@ -245,7 +255,7 @@ async def test_an_error_says_what_the_server_said_in_kind(make: Make) -> None:
     """An operator must be able to tell a wrong key from a full quota without the text of the conversation."""
     with failing(Refusal(status=401), Refusal(status=404), Hang()) as server:
         machine = make(
-            model=ChatOpenAI(model="gpt", base_url=server.url, api_key=KEY, max_retries=0),
+            model=ChatOpenAI(model="gpt", base_url=server.url, api_key=SecretStr(KEY), max_retries=0),
             environment={"LEARNING_EMBEDDINGS": "none", "LEARNING_MODEL_TIMEOUT": "0.2"},
         )
         await record(machine, "I have a cat")
@@ -297,7 +307,7 @@ async def test_a_server_that_is_not_there_is_a_model_that_failed(make: Make) -> 
     with openai_server() as server:
         url = server.url
     machine = make(
-        model=ChatOpenAI(model="gpt", base_url=url, api_key=KEY, max_retries=0),
+        model=ChatOpenAI(model="gpt", base_url=url, api_key=SecretStr(KEY), max_retries=0),
         environment={"LEARNING_EMBEDDINGS": "none"},
     )
     await record(machine, "I have a cat")
@@ -323,7 +333,9 @@ async def test_the_worker_learns_once_through_faults(make: Make, heard: list[Eve
 # --- vectors that fail ------------------------------------------------------------------------------------------
 
 
-async def test_vectors_that_could_not_be_made_are_made_at_the_next_try(make: Make, heard: list[Event]) -> None:
+async def test_vectors_that_could_not_be_made_are_made_at_the_next_try(
+    make: Make, heard: list[Event]
+) -> None:
     """The memories are learned; the job that finds nothing left to learn still finds vectors to make."""
     with openai_server([GOOD], embedding_faults=[Refusal(status=400)]) as server:
         machine = make(server, environment={"LEARNING_WORKER": "inside"})
@@ -336,7 +348,14 @@ async def test_vectors_that_could_not_be_made_are_made_at_the_next_try(make: Mak
 
 
 @pytest.mark.parametrize(
-    "fault", [Refusal(status=401), Refusal(status=500), Hang(), CutOff(), Slow(delay=timedelta(seconds=30), answer=None)]
+    "fault",
+    [
+        Refusal(status=401),
+        Refusal(status=500),
+        Hang(),
+        CutOff(),
+        Slow(delay=timedelta(seconds=30), answer=None),
+    ],
 )
 async def test_a_question_without_a_vector_is_answered_by_words(
     make: Make, heard: list[Event], fault: Any

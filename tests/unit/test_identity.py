@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from agent.database.protocol import Database
 from agent.errors import CallerError, ConfigurationError, IdentityError
-from agent.identity import DEFAULT_TENANT, Identity
+from agent.identity import Identity
 from agent.learning.machine import LearningMachine
 from agent.learning.run_identity import resolve_identity
 from agent.settings import Settings, WorkerMode
@@ -25,7 +25,7 @@ from agent.testing import ScriptedChat
 AWKWARD = [
     "ada@example.com",
     "a.b.c",
-    "O'Brien \"the\" user",
+    'O\'Brien "the" user',
     "👩‍👩‍👧 Zoë",
     "100%_user",
     "../../etc/passwd",
@@ -96,11 +96,10 @@ def test_a_refusal_stays_short(character: str) -> None:
 def test_every_text_is_an_id_or_is_refused(text: str) -> None:
     try:
         identity = Identity(user_id=text)
-    except IdentityError as error:
-        assert "user_id" in str(error)
-    else:
-        assert identity.as_json()["user_id"] == text
-        assert text.encode().decode() == text
+    except IdentityError:
+        return
+    assert identity.as_json()["user_id"] == text
+    assert text.encode().decode() == text
 
 
 # --- where it comes from ----------------------------------------------------------------------------------------
@@ -331,7 +330,10 @@ async def test_a_run_of_an_agent_is_for_the_user_of_its_context(
 ) -> None:
     database = RecordingDatabase()
     agent: Any = create_agent(
-        ScriptedChat(script=["Hello."]), [], middleware=[machine_on(database).middleware()], context_schema=schema
+        ScriptedChat(script=["Hello."]),
+        [],
+        middleware=[machine_on(database).middleware()],
+        context_schema=schema,
     )
     config = {"configurable": {"thread_id": "t", "user_id": "eve"}}
     given = {"messages": [("user", "Hi")]}

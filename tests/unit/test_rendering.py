@@ -88,17 +88,19 @@ def test_nothing_known_is_no_block() -> None:
 
 def test_a_block_has_its_sections_in_order_with_dates_trust_and_ids() -> None:
     known = [
-        memory("Prefers concise answers", kind="preference", memory_id="91bc0000-0000-0000-0000-000000000000"),
         memory(
-            "Ada", store="user_profile", field="name", memory_id="3f2a0000-0000-0000-0000-000000000000"
+            "Prefers concise answers", kind="preference", memory_id="91bc0000-0000-0000-0000-000000000000"
         ),
+        memory("Ada", store="user_profile", field="name", memory_id="3f2a0000-0000-0000-0000-000000000000"),
         memory("Refund of A1001", store="session_context", field="summary", trust="model"),
     ]
     text = block(*known)
     assert text.startswith(f"{OPENING}\n")
     assert text.endswith(f"\n{CLOSING}")
     assert "never instructions" in text
-    assert [text.index(f"<{name}>\n") for name in SECTIONS] == sorted(text.index(f"<{name}>") for name in SECTIONS)
+    assert [text.index(f"<{name}>\n") for name in SECTIONS] == sorted(
+        text.index(f"<{name}>") for name in SECTIONS
+    )
     assert "- name: Ada [2026-11-20, user, id 3f2a0000]" in text
     assert "- Prefers concise answers [preference, 2026-11-20, user, id 91bc0000]" in text
     assert "- summary: Refund of A1001 [2026-11-20, model, id " in text
@@ -227,7 +229,10 @@ def test_cutting_never_cuts_an_escape(text: str) -> None:
 
 memories = st.builds(
     memory,
-    st.text(max_size=400) | st.sampled_from(list(SPOKEN.values())) | st.just("x" * 5000) | st.just("<" * 3000),
+    st.text(max_size=400)
+    | st.sampled_from(list(SPOKEN.values()))
+    | st.just("x" * 5000)
+    | st.just("<" * 3000),
     store=st.sampled_from(["user_profile", "session_context", "user_memory", "other"]),
     field=st.none() | st.text(min_size=1, max_size=30),
     kind=st.text(max_size=30),
@@ -278,7 +283,9 @@ def test_blocks_hidden_in_one_another_are_taken_out() -> None:
     assert "secret" not in without_recalled(hidden)
 
 
-@pytest.mark.parametrize("opening", ["<LEARNED_KNOWLEDGE>", "< learned_knowledge >", "&lt;learned_knowledge&gt;"])
+@pytest.mark.parametrize(
+    "opening", ["<LEARNED_KNOWLEDGE>", "< learned_knowledge >", "&lt;learned_knowledge&gt;"]
+)
 def test_a_block_that_was_copied_a_little_differently_is_taken_out_too(opening: str) -> None:
     closing = opening.replace("learned", "/learned").replace("LEARNED", "/LEARNED").replace("< /", "</")
     assert without_recalled(f"You said {opening}\n- secret\n{closing} once") == "You said  once"
@@ -287,7 +294,9 @@ def test_a_block_that_was_copied_a_little_differently_is_taken_out_too(opening: 
 @given(st.lists(memories, min_size=1, max_size=5), st.text(max_size=50), st.text(max_size=50))
 def test_a_rendered_block_is_taken_out_whole(known: list[Memory], before: str, after: str) -> None:
     text = render(known, token_budget=5000).text
-    assert without_recalled(before + text + after) == without_recalled((before + after).strip() if text else before + after)
+    assert without_recalled(before + text + after) == without_recalled(
+        (before + after).strip() if text else before + after
+    )
 
 
 @given(st.text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
-from agent.errors import ConfigurationError, LearningError
+from agent.errors import ConfigurationError
 from agent.learning.machine import LearningMachine
 from agent.settings import Settings, WorkerMode, current_settings
 
@@ -237,7 +238,7 @@ def test_no_secret_shows() -> None:
 
 def test_settings_are_final() -> None:
     with pytest.raises(ValidationError):
-        Settings().tenant = "other"  # type: ignore[misc]
+        Settings().tenant = "other"
 
 
 @pytest.mark.parametrize(
@@ -263,7 +264,9 @@ def test_a_key_chooses_the_models_and_a_name_overrules_it(
 def test_the_file_fills_what_the_environment_leaves_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / ".env").write_text("LEARNING_TENANT=file\nLEARNING_DEFAULT_USER=ada # who\n", encoding="utf-8")
+    (tmp_path / ".env").write_text(
+        "LEARNING_TENANT=file\nLEARNING_DEFAULT_USER=ada # who\n", encoding="utf-8"
+    )
     monkeypatch.setenv("LEARNING_TENANT", "environment")
     settings = current_settings()
     assert (settings.tenant, settings.default_user) == ("environment", "ada")
@@ -309,9 +312,5 @@ def test_a_file_that_is_no_text_is_refused_with_its_name(tmp_path: Path) -> None
 def test_whatever_is_set_gives_settings_or_a_plain_refusal(values: dict[str, str]) -> None:
     environment = {f"LEARNING_{field.upper()}": value for field, value in values.items()}
     environment |= {name.removeprefix("LEARNING_"): value for name, value in environment.items()}
-    try:
-        settings = Settings.from_environment(environment)
-    except LearningError as error:
-        assert isinstance(error, ConfigurationError)
-    else:
-        assert isinstance(settings, Settings)
+    with suppress(ConfigurationError):
+        assert isinstance(Settings.from_environment(environment), Settings)

@@ -108,11 +108,17 @@ def answer(*stores: Store, **parts: Any) -> Any:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: UserProfileConfig(mode=LearningMode.PROPOSE), ["user_profile", "PROPOSE", "ALWAYS", "AGENTIC"]),
+        (
+            lambda: UserProfileConfig(mode=LearningMode.PROPOSE),
+            ["user_profile", "PROPOSE", "ALWAYS", "AGENTIC"],
+        ),
         (lambda: UserProfileConfig(mode=LearningMode.HITL), ["user_profile", "HITL", "ALWAYS"]),
         (lambda: UserProfileConfig(mode="always"), ["user_profile", "'always'"]),  # type: ignore[arg-type]
         (lambda: UserProfileConfig(mode=None), ["user_profile", "None"]),  # type: ignore[arg-type]
-        (lambda: UserMemoryConfig(mode=LearningMode.PROPOSE), ["user_memory", "PROPOSE", "ALWAYS", "AGENTIC"]),
+        (
+            lambda: UserMemoryConfig(mode=LearningMode.PROPOSE),
+            ["user_memory", "PROPOSE", "ALWAYS", "AGENTIC"],
+        ),
         (lambda: UserMemoryConfig(mode=LearningMode.HITL), ["user_memory", "HITL"]),
         (lambda: SessionContextConfig(mode=LearningMode.AGENTIC), ["session_context", "AGENTIC", "ALWAYS"]),
         (lambda: SessionContextConfig(mode=LearningMode.HITL), ["session_context", "HITL", "ALWAYS"]),
@@ -245,9 +251,8 @@ def test_the_runtime_is_hidden_from_the_model() -> None:
         user_profile=UserProfileConfig(mode=LearningMode.AGENTIC, schema=Customer),
         user_memory=UserMemoryConfig(mode=LearningMode.AGENTIC, memory_types=("fact", "wish")),
     )
-    profile, memory = (tool.tool_call_schema for tool in machine.tools)
-    assert isinstance(profile, type)
-    assert isinstance(memory, type)
+    schemas: list[Any] = [tool.tool_call_schema for tool in machine.tools]
+    profile, memory = schemas
     assert set(profile.model_json_schema()["properties"]) == {*Customer.model_fields, "clear_fields"}
     assert memory.model_json_schema()["properties"]["memory_type"]["enum"] == ["fact", "wish"]
     assert "runtime" not in json.dumps(profile.model_json_schema())
@@ -282,8 +287,18 @@ def test_the_runtime_is_hidden_from_the_model() -> None:
             {"street": "Main", "number": 5, "postcode": None},
             '{"street": "Main", "number": 5, "postcode": null}',
         ),
-        ("address", Address(street="Ünter", number=1), {"street": "Ünter", "number": 1, "postcode": None}, "Ünter"),
-        ("addresses", [{"street": "M", "number": 5}], [{"street": "M", "number": 5, "postcode": None}], '"M"'),
+        (
+            "address",
+            Address(street="Ünter", number=1),
+            {"street": "Ünter", "number": 1, "postcode": None},
+            "Ünter",
+        ),
+        (
+            "addresses",
+            [{"street": "M", "number": 5}],
+            [{"street": "M", "number": 5, "postcode": None}],
+            '"M"',
+        ),
         ("plan", "pro", "pro", "pro"),
         ("plan", Plan.PRO, "pro", "pro"),
         ("level", 2, 2, "2"),
@@ -552,7 +567,9 @@ def test_a_custom_schema_is_asked_for_in_its_own_types(customer: UserProfileStor
         {"field": "name", "value": "x", "evidence": ["r1.m1"], "trust": "user"},
     ],
 )
-def test_an_answer_outside_the_schema_is_no_answer(customer: UserProfileStore, change: dict[str, Any]) -> None:
+def test_an_answer_outside_the_schema_is_no_answer(
+    customer: UserProfileStore, change: dict[str, Any]
+) -> None:
     with pytest.raises(ValidationError):
         answer(customer, user_profile=[change])
 
@@ -564,7 +581,13 @@ def test_memories_are_added_changed_and_retired_by_their_references() -> None:
         store,
         user_memory=[
             {"action": "add", "memory_type": "fact", "content": " new ", "evidence": ["r1.m1"]},
-            {"action": "update", "memory": "k2", "memory_type": "goal", "content": "two b", "evidence": ["r1.m1"]},
+            {
+                "action": "update",
+                "memory": "k2",
+                "memory_type": "goal",
+                "content": "two b",
+                "evidence": ["r1.m1"],
+            },
             {"action": "retire", "memory": "k3", "evidence": ["r1.m1"]},
         ],
     )
@@ -574,7 +597,11 @@ def test_memories_are_added_changed_and_retired_by_their_references() -> None:
     assert (add["action"], add["content"], add["kind"], "memory_id" in add) == ("write", "new", "fact", False)
     assert (update["memory_id"], update["expected_version"]) == (str(UUID(int=2)), 2)
     assert (update["content"], update["kind"]) == ("two b", "goal")
-    assert (retire["action"], retire["memory_id"], retire["expected_version"]) == ("retire", str(UUID(int=3)), 3)
+    assert (retire["action"], retire["memory_id"], retire["expected_version"]) == (
+        "retire",
+        str(UUID(int=3)),
+        3,
+    )
 
 
 @pytest.mark.parametrize("reference", ["k0", "k2", "k-1", "1", "", "K1x", str(UUID(int=1)), "r1.m1"])
@@ -582,9 +609,7 @@ def test_memories_are_added_changed_and_retired_by_their_references() -> None:
 def test_a_memory_that_was_not_shown_cannot_be_changed(action: str, reference: str) -> None:
     store = UserMemoryStore(UserMemoryConfig())
     more = {"memory_type": "fact", "content": "x"} if action == "update" else {}
-    said = answer(
-        store, user_memory=[{"action": action, "memory": reference, "evidence": ["r1.m1"], **more}]
-    )
+    said = answer(store, user_memory=[{"action": action, "memory": reference, "evidence": ["r1.m1"], **more}])
     proposed = store.operations(said.user_memory, finding(SAID), Known(memories=[user_memory("one", 1)]), ADA)
     assert proposed.operations == []
     assert len(proposed.refused) == 1
@@ -624,9 +649,17 @@ def test_only_types_of_the_configuration_are_taken(memory_type: str | None) -> N
 
 
 def test_a_session_keeps_a_summary_and_with_planning_more() -> None:
-    said = {"summary": "Refund.", "goal": "Money back", "plan": "1. ask", "progress": " ", "evidence": ["r1.m1"]}
+    said = {
+        "summary": "Refund.",
+        "goal": "Money back",
+        "plan": "1. ask",
+        "progress": " ",
+        "evidence": ["r1.m1"],
+    }
     store = SessionContextStore(SessionContextConfig(enable_planning=True))
-    proposed = store.operations(answer(store, session_context=said).session_context, finding(SAID), Known(), ADA)
+    proposed = store.operations(
+        answer(store, session_context=said).session_context, finding(SAID), Known(), ADA
+    )
     assert {item["field"]: item["content"] for item in proposed.operations} == {
         "summary": "Refund.",
         "goal": "Money back",
@@ -772,7 +805,9 @@ async def test_a_tool_tells_the_agent_what_went_wrong_in_chosen_words(error: Exc
         ({"content": " \n"}, "empty"),
     ],
 )
-async def test_the_memory_tool_refuses_what_its_store_does_not_take(arguments: dict[str, Any], says: str) -> None:
+async def test_the_memory_tool_refuses_what_its_store_does_not_take(
+    arguments: dict[str, Any], says: str
+) -> None:
     writer = Writer()
     save = tool_of(UserMemoryStore(UserMemoryConfig(mode=LearningMode.AGENTIC)), writer)
     with pytest.raises(ToolException, match=says):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import json
 from typing import TYPE_CHECKING, Any
 
 from agent.database.protocol import Database, refusal, to_json
-from agent.errors import AccessRefused, ConfigurationError, DatabaseUnavailable
+from agent.errors import AccessRefused, ConfigurationError, DatabaseUnavailable, IdentityError, OperatorError
 from agent.identity import DEFAULT_TENANT, Identity
 from agent.settings import Settings
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from supabase import AsyncClient
 
 _TIMEOUT_SECONDS = 10.0
+_AWAY = (408, 425, 429, 502, 503, 504)
 
 
 class SupabaseDatabase(Database):
@@ -45,22 +45,32 @@ class SupabaseDatabase(Database):
         if settings.supabase_url is None:
             raise ConfigurationError("SUPABASE_URL is not set")
         if settings.supabase_service_role_key is not None:
-            return cls(settings.supabase_url, settings.supabase_service_role_key.get_secret_value())
+            key = settings.supabase_service_role_key.get_secret_value()
+            if _role_of_key(key) == "anon":
+                raise ConfigurationError(
+                    "SUPABASE_SERVICE_ROLE_KEY is a public key. Set the service role key (or sb_secret_…) there; the "
+                    "public one belongs in SUPABASE_ANON_KEY, with a user's token in SUPABASE_ACCESS_TOKEN"
+                )
+            return cls(settings.supabase_url, key)
         if settings.supabase_anon_key is None:
             raise ConfigurationError(
                 "SUPABASE_URL is set but no key: set SUPABASE_SERVICE_ROLE_KEY (a server), or SUPABASE_ANON_KEY and "
                 "SUPABASE_ACCESS_TOKEN (one user)"
+            )
+        anon_key = settings.supabase_anon_key.get_secret_value()
+        if _role_of_key(anon_key) == "service_role":
+            raise ConfigurationError(
+                "SUPABASE_ANON_KEY is a server's key. Set it as SUPABASE_SERVICE_ROLE_KEY to act for any user, or set "
+                "the public key to act for the one of SUPABASE_ACCESS_TOKEN"
             )
         if settings.supabase_access_token is None:
             raise ConfigurationError(
                 "SUPABASE_ANON_KEY is set but no SUPABASE_ACCESS_TOKEN: the anon key is public and says nothing about "
                 "who asks. Set a user's access token beside it, or SUPABASE_SERVICE_ROLE_KEY for a server"
             )
-        return cls(
-            settings.supabase_url,
-            settings.supabase_anon_key.get_secret_value(),
-            access_token=settings.supabase_access_token.get_secret_value(),
-        )
+        token = settings.supabase_access_token.get_secret_value()
+        identity_of_token(token)  # now rather than at the first run
+        return cls(settings.supabase_url, anon_key, access_token=token)
 
     @property
     def claimed_identity(self) -> Identity | None:
@@ -85,6 +95,8 @@ class SupabaseDatabase(Database):
                     "this project and has not expired"
                 ) from None
             raise refusal(function, code, error.message or "no message") from None
+        except httpx.InvalidURL as error:
+            raise ConfigurationError(f"SUPABASE_URL={self._url!r} is no address: {error}") from None
         except (httpx.HTTPError, OSError) as error:
             raise DatabaseUnavailable(
                 f"Supabase at {self._url} cannot be reached ({type(error).__name__}); is SUPABASE_URL right?"
@@ -101,14 +113,48 @@ class SupabaseDatabase(Database):
                     from supabase import AsyncClientOptions, SupabaseException, acreate_client
 
                     headers = {"Authorization": f"Bearer {self._access_token}"} if self._access_token else {}
-                    self._http = httpx.AsyncClient(timeout=_TIMEOUT_SECONDS, follow_redirects=True)
+                    self._http = httpx.AsyncClient(
+                        timeout=_TIMEOUT_SECONDS,
+                        follow_redirects=True,
+                        event_hooks={"response": [self._check_answer]},
+                    )
                     try:
                         self._client = await acreate_client(
                             self._url, self._key, AsyncClientOptions(headers=headers, httpx_client=self._http)
                         )
-                    except SupabaseException as error:
+                    except (SupabaseException, ValueError) as error:
+                        await self._close()
                         raise ConfigurationError(f"SUPABASE_URL or its key is not usable: {error}") from None
         return self._client
+
+    async def _check_answer(self, response: httpx.Response) -> None:
+        """Tell an answer of the database from one of whatever stands between: the client takes a web page, and nothing
+        at all, for a result.
+
+        Raises:
+            DatabaseUnavailable: the project is overloaded, paused or away.
+            OperatorError: this is no project of Supabase.
+        """
+        status = response.status_code
+        if response.has_redirect_location or status in (401, 403):
+            return
+        await response.aread()
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
+            is_json = False
+        else:
+            is_json = True
+        has_code = isinstance(answer, dict) and isinstance(answer.get("code"), str)
+        if status in _AWAY or (status >= 500 and not has_code):
+            raise DatabaseUnavailable(f"Supabase at {self._url} cannot serve now (HTTP {status})")
+        if not is_json:
+            kind = response.headers.get("content-type", "nothing")
+            raise OperatorError(
+                f"{self._url} does not answer as a project of Supabase does (HTTP {status}, {kind}); is SUPABASE_URL "
+                "the project's address?"
+            )
 
     async def _close(self) -> None:
         self._client = None
@@ -124,10 +170,36 @@ def identity_of_token(token: str) -> Identity:
         ConfigurationError: it is no JWT or names nobody.
     """
     try:
-        payload = token.split(".")[1]
-        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        claims = _claims_of(token)
         user_id = claims["sub"]
-    except (IndexError, KeyError, TypeError, ValueError, binascii.Error):
-        raise ConfigurationError("SUPABASE_ACCESS_TOKEN is not a JWT with a `sub` claim") from None
-    tenant = (claims.get("app_metadata") or {}).get("tenant_id") or DEFAULT_TENANT
-    return Identity(tenant_id=tenant, user_id=user_id)
+        tenant = (claims.get("app_metadata") or {}).get("tenant_id")
+        if tenant is None or tenant == "":
+            tenant = DEFAULT_TENANT
+        elif not isinstance(tenant, str):
+            tenant = json.dumps(tenant)  # as the database reads it: a number is its digits
+        if user_id is None:
+            raise KeyError("sub")
+        return Identity(tenant_id=tenant, user_id=user_id)
+    except (IndexError, KeyError, TypeError, AttributeError, ValueError, IdentityError):
+        raise ConfigurationError(
+            "SUPABASE_ACCESS_TOKEN is not a JWT with a `sub` claim. It must be a signed-in user's access token, not a "
+            "key, nor the personal token (sbp_…) of Supabase's command line"
+        ) from None
+
+
+def _role_of_key(key: str) -> str | None:
+    """`anon` or `service_role`, or `None` where the key does not say."""
+    if key.startswith("sb_publishable_"):
+        return "anon"
+    if key.startswith("sb_secret_"):
+        return "service_role"
+    try:
+        role = _claims_of(key)["role"]
+    except (IndexError, KeyError, TypeError, ValueError):
+        return None
+    return role if isinstance(role, str) else None
+
+
+def _claims_of(token: str) -> Any:
+    payload = token.split(".")[1]
+    return json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))

@@ -205,7 +205,9 @@ def _runs_for_one_call(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, A
 
 def _longest_message(run: Mapping[str, Any]) -> int:
     """How many characters of each message are shown, so that one run alone fits a call."""
-    return min(_MESSAGE_CHARACTERS_MAX, CALL_CHARACTERS_MAX // max(1, min(len(run["messages"]), _MESSAGES_MAX)))
+    return min(
+        _MESSAGE_CHARACTERS_MAX, CALL_CHARACTERS_MAX // max(1, min(len(run["messages"]), _MESSAGES_MAX))
+    )
 
 
 def _instructions(stores: Sequence[Store]) -> str:
@@ -234,13 +236,17 @@ def _material(runs: Sequence[Mapping[str, Any]], known: Known) -> str:
         longest = _longest_message(run)
         left_out = len(run["messages"]) - _MESSAGES_MAX
         for m, message in enumerate(run["messages"], start=1):
-            if left_out > 0 and 1 < m <= 1 + left_out:  # the first says what it was about, the last how it ended
+            if (
+                left_out > 0 and 1 < m <= 1 + left_out
+            ):  # the first says what it was about, the last how it ended
                 if m == 2:
                     lines.append(f"… {left_out} messages left out …")
                 continue
             text = without_recalled(str(message.get("content") or ""))
             shown = text[:longest] + (" …" if len(text) > longest else "")
-            calls = "".join(f" (calls {inert(str(call['name']))})" for call in message.get("tool_calls") or ())
+            calls = "".join(
+                f" (calls {inert(str(call['name']))})" for call in message.get("tool_calls") or ()
+            )
             escaped = shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
             lines.append(f"[r{r}.m{m}] {_plain(inert(message['role']) + calls)}: {_plain(escaped)}")
         lines.append("</run>")

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _OVERDUE_SECONDS = 10.0
 """In `auto` mode: how late the worker elsewhere may be before this process helps itself."""
 _LOOK_SECONDS = 5.0
+_RECORDING_SECONDS_MAX = 15.0  # a run that is not recorded in ten is on disk then
+_SESSIONS_MAX = 10_000  # noted at once: where another process learns, this one is not told when they are done
 _POLL_SECONDS = 0.05
 
 
@@ -45,11 +47,14 @@ class InProcessWorker:
 
     async def recorded(self, identity: Identity) -> None:
         """Take note of a run that was recorded or spooled here."""
-        if self._machine.settings.worker is WorkerMode.OFF:
-            return
         key = _key(identity)
         self._sessions[key] = identity
         self._generations[key] = self._generations.get(key, 0) + 1
+        if len(self._sessions) > _SESSIONS_MAX:
+            oldest = next(iter(self._sessions))
+            del self._sessions[oldest], self._generations[oldest]
+        if self._machine.settings.worker is WorkerMode.OFF:
+            return
         await self.start()
         # A user's token may not learn: then a server's worker does.
         if isinstance(self._machine.database, SupabaseDatabase) and self._machine.claimed_identity is None:
@@ -59,13 +64,17 @@ class InProcessWorker:
         """Be ready to learn, and start working where nobody else does."""
         if self._machine.settings.worker is WorkerMode.OFF:
             return
-        if not self._registered:
-            self._registered = True
-            portal().at_exit(self._finish)
+        self.register()
         if not isinstance(self._machine.database, SupabaseDatabase) and (
             self._watching is None or self._watching.done()
         ):
             self._watching = asyncio.create_task(self._watch())
+
+    def register(self) -> None:
+        """Have the end of the process wait for what is under way here."""
+        if not self._registered:
+            self._registered = True
+            portal().at_exit(self._finish)
 
     def generation(self, identity: Identity) -> int:
         """How often something of this session was recorded here; to be handed to `learned`."""
@@ -202,10 +211,11 @@ class InProcessWorker:
         self._registered = False
 
     def _finish(self) -> None:
-        """At exit of the process: learn what can be learned in the time given, then leave in order."""
+        """At exit of the process: record what is to be recorded, learn what can be learned in the time given, leave."""
         seconds = self._machine.settings.exit_timeout.total_seconds()
         try:
-            if seconds:
+            portal().submit(self._machine.recorded_all()).result(_RECORDING_SECONDS_MAX)
+            if seconds and self._machine.settings.worker is not WorkerMode.OFF:
                 portal().submit(self.drain(timedelta(seconds=seconds))).result(seconds + 1)
             portal().submit(self._machine.close_in_portal()).result(5)
         except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError, LearningError):

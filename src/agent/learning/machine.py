@@ -167,6 +167,7 @@ class LearningMachine:
 
     def record_later(self, identity: Identity, run: dict[str, Any]) -> None:
         """Record a run from code that may not wait, such as a callback; `drain` and the end of the process wait."""
+        self._worker.register()
         future = portal().submit(self.record(identity, run))
         self._recording.add(future)
         future.add_done_callback(self._recording.discard)
@@ -270,7 +271,8 @@ class LearningMachine:
             identity,
             run_ids=extracted.run_ids,
             operations=extracted.operations,
-            expected_version=pending.scope_version,
+            # A user's own words rest on nothing that was known: no write of others can make them wrong.
+            expected_version=None if model is None else pending.scope_version,
             limits={name: limit for store in self.stores for name, limit in store.limits().items()},
         )
         for refused in extracted.refused:
@@ -326,7 +328,7 @@ class LearningMachine:
             if not usable:
                 return embedded
             known_dimensions = {"dimensions": usable[0].dimensions}
-            stored = await self.database.call(
+            stored: int = await self.database.call(
                 "store_embeddings",
                 identity,
                 model=self._embedder.name,
@@ -380,7 +382,7 @@ class LearningMachine:
             store: which store.
             content: the text; for a profile field a value of its type, `None` to clear it.
             field: profile or session field; needed there, refused elsewhere.
-            kind: type of a user memory; default the first of its `memory_types`.
+            kind: type of a user memory; default the first of its `memory_types`, or that of the memory to change.
             memory_id: memory to change; it must exist.
             expected_version: the version that was read; another one raises.
             evidence: `{run_id, message_id?, tool_call_id?, quote?}` each.
@@ -395,6 +397,8 @@ class LearningMachine:
         """
         somebody(identity)
         operation = self._operation(store, content, field=field, kind=kind, identity=identity)
+        if memory_id is not None and kind is None:
+            operation.pop("kind", None)
         more = {"memory_id": memory_id and checked_id(memory_id), "expected_version": expected_version}
         operation |= {name: value for name, value in more.items() if value is not None}
         limits = {name: limit for one in self.stores for name, limit in one.limits().items()}

@@ -17,7 +17,10 @@ from agent.settings import Settings
 from agent.stores.base import Memory
 
 _NOTHING = Rendered(text="", shown=())
-_MEMORIES_MAX = 60
+_TOKENS_OF_A_MEMORY = 45
+"""What a line of the block takes, roughly: no more memories are fetched than could be shown."""
+_MEMORIES_MIN = 10
+_MEMORIES_MAX = 200
 
 
 class Recorder:
@@ -72,8 +75,7 @@ class Recorder:
             embedded = await self._embedder.embed_question(question)
             if embedded is not None:
                 vector = {"question_embedding": embedded, "embedding_model": self._embedder.name}
-        # A line of the block takes some twenty tokens: no more is fetched than could be shown.
-        wanted = min(_MEMORIES_MAX, max(10, self._settings.token_budget // 20))
+        wanted = max(_MEMORIES_MIN, min(_MEMORIES_MAX, self._settings.token_budget // _TOKENS_OF_A_MEMORY))
         row = await self._database.call(
             "recall_context", identity, question=question, stores=self._stores, memory_limit=wanted, **vector
         )
@@ -86,6 +88,7 @@ class Recorder:
             Whether the database has it.
         """
         run = {**run, "queue": self._queue, "quiet_seconds": self._settings.quiet_period.total_seconds()}
+        run["durable"] = self._settings.durable_runs
         try:
             async with asyncio.timeout(10):
                 await self._database.call("record_run", identity, run=run)
@@ -119,7 +122,8 @@ class Recorder:
         async with self._delivering:
             for spooled in await asyncio.to_thread(lambda: list(self.spool.waiting())):
                 try:
-                    await self._database.call("record_run", spooled.identity, run=spooled.run)
+                    # Its file goes next: so this one waits for the database's disk, whatever the settings say.
+                    await self._database.call("record_run", spooled.identity, run=spooled.run | {"durable": True})
                 except (DatabaseUnavailable, MigrationError):
                     break  # none of them can go now
                 except OperatorError as error:  # a key or a grant: the operator mends it, the run waits

@@ -47,14 +47,15 @@ class Rendered:
 
 def tokens(text: str) -> int:
     """About how many tokens a text takes: four ASCII characters each, or one of any other script. Errs upwards."""
-    wide = sum(1 for character in text if ord(character) > 0x7F)
+    wide = 0 if text.isascii() else sum(1 for character in text if ord(character) > 0x7F)
     return (len(text) - wide + 3) // 4 + wide
 
 
 def inert(text: str) -> str:
     """One line that cannot close the block, open another, or hide anything: angle brackets and ampersands are escaped,
     line breaks, control and direction characters become one space, what cannot be seen is left out."""
-    line = _BREAKS.sub(" ", _HIDDEN.sub("", text)).strip()
+    plain = text.isascii() and text.isprintable() and "  " not in text
+    line = text.strip() if plain else _BREAKS.sub(" ", _HIDDEN.sub("", text)).strip()
     if len(line) > _LINE_CHARACTERS_MAX:
         line = line[:_LINE_CHARACTERS_MAX].rstrip() + " …"
     return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -65,7 +66,9 @@ def without_recalled(text: str) -> str:
     left = text
     if "learned_knowledge" in text.lower():
         left = _BLOCK.sub("", text)
-        if (hidden := _BLOCK.search(left)) is not None:  # taking out a block has made another of what was around it
+        if (
+            hidden := _BLOCK.search(left)
+        ) is not None:  # taking out a block has made another of what was around it
             left = left[: hidden.start()]
     if ", id " in left:
         left = _LINE_OF_BLOCK.sub("", left)
@@ -76,7 +79,7 @@ def _line(memory: Memory) -> str:
     label = f"{inert(memory.field)}: " if memory.field else ""
     facts = [memory.kind] if memory.kind else []
     facts += [memory.recorded_at[:10], memory.trust, f"id {memory.memory_id[:8]}"]
-    return f"- {label}{inert(memory.content)} [{', '.join(inert(fact) for fact in facts)}]"
+    return f"- {label}{inert(memory.content)} [{inert(', '.join(facts))}]"
 
 
 def render(memories: Iterable[Memory], *, token_budget: int) -> Rendered:

@@ -81,4 +81,8 @@ def _text(value: Any) -> Any:
     """The value as text; `None` for none. What is no single value stays as it is, and `Identity` refuses it by name."""
     if value is None or value == "":
         return None
-    return value if isinstance(value, bool | bytes | bytearray | Mapping | AbstractSet | Sequence) else str(value)
+    return (
+        value
+        if isinstance(value, bool | bytes | bytearray | Mapping | AbstractSet | Sequence)
+        else str(value)
+    )

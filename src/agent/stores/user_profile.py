@@ -80,8 +80,8 @@ class UserProfileConfig:
                 answer_model(name, value=(_annotation(info), ...)).model_json_schema()
             except (PydanticUserError, PydanticUndefinedAnnotation) as error:
                 raise ConfigurationError(
-                    f"UserProfileConfig(schema={self.schema.__name__}): the field {name!r} has a type that no model can "
-                    f"fill, {info.annotation!r}: {error.message}"
+                    f"UserProfileConfig(schema={self.schema.__name__}): the field {name!r} has a type that no model "
+                    f"can fill, {info.annotation!r}: {error.message}"
                 ) from None
 
 
@@ -215,7 +215,15 @@ def _annotation(info: FieldInfo) -> Any:
 
 
 # Options of a schema that are about the whole of it.
-_OF_THE_WHOLE = {"alias_generator", "extra", "frozen", "json_schema_extra", "title", "validate_by_alias", "validate_by_name"}
+_OF_THE_WHOLE = {
+    "alias_generator",
+    "extra",
+    "frozen",
+    "json_schema_extra",
+    "title",
+    "validate_by_alias",
+    "validate_by_name",
+}
 
 
 def _model_of_field(schema: type[BaseModel], name: str, info: FieldInfo) -> type[BaseModel]:
