@@ -27,6 +27,8 @@ class Pairs:
 
     bare_s: list[float] = field(default_factory=list)
     learning_s: list[float] = field(default_factory=list)
+    added_cpu_s: float = 0.0
+    """Processor time of this process per run, in all its threads: what learning runs took more than bare ones."""
 
     @property
     def added_s(self) -> list[float]:
@@ -61,14 +63,18 @@ async def paired(
     found = Pairs()
     builds = {"bare": agent.run_bare, "learning": agent.run_learning}
     latencies = {"bare": found.bare_s, "learning": found.learning_s}
+    cpu_s = {"bare": 0.0, "learning": 0.0}
     for first in range(0, pairs, at_once):
         for build in chance.sample(sorted(builds), 2):
+            cpu_before = time.process_time()
             latencies[build] += await asyncio.gather(
                 *(
                     timed(builds[build], first + lane, f"{label}-{build}", wait_s=spread_s * lane / at_once)
                     for lane in range(at_once)
                 )
             )
+            cpu_s[build] += time.process_time() - cpu_before
+    found.added_cpu_s = (cpu_s["learning"] - cpu_s["bare"]) / len(found.bare_s)
     return found
 
 

@@ -23,6 +23,8 @@ class Latency:
     learning_median_ms: float
     added_median_ms: float
     added_p95_ms: float
+    added_cpu_ms: float
+    """Processor time of this process alone, per run."""
     longest_prompt_characters: int
     """Of any model call so far, answering or extracting."""
     degraded: int
@@ -102,7 +104,7 @@ class Report:
 
 _LATENCY_HEAD = (
     "agent", "memories", "model", "at once", "pairs", "bare median", "learning median", "added median", "added p95",
-    "longest prompt", "degraded", "unlearned",
+    "added CPU",     "longest prompt", "degraded", "unlearned",
 )  # fmt: skip
 _CALL_HEAD = ("function", "memories", "calls", "per run", "p50", "p95")
 _COST_HEAD = (
@@ -110,13 +112,14 @@ _COST_HEAD = (
 )  # fmt: skip
 _READING = (
     "Times are milliseconds, the longest prompt is in characters. A pair is the same question asked of the agent "
-    "without and with learning, each run in a session of its own; added is the difference within a pair. Rounds of "
+    "without and with learning, each run in a session of its own; added is the difference within a pair. Added CPU is processor "
+    "time of the measuring process, without the server's; it suffers least from busy neighbours. Rounds of "
     "bare and of learning runs alternate in an order drawn with a fixed seed and never run at once; the runs of a "
     "round start together, or spread evenly over the time of a model call.\n\n"
     "The model is a script: it takes the time given, in asyncio, and never finds anything worth saving, which is the "
     "least work an extraction can be; an agent that saves something calls the model more often.\n\n"
     "For the first latency table every database was analyzed after it was filled, as autovacuum does within minutes; "
-    "for the second it was not. Degraded is the number of learning runs that were answered without recall or not "
+    "for the second it was not. Autovacuum itself is off, so that it does not come in between. Degraded is the number of learning runs that were answered without recall or not "
     "recorded. Unlearned is the number of runs whose learning was not done two seconds after the last answer; a dash "
     "means that nobody learns in this process.\n\n"
     "Statements leave out BEGIN, COMMIT and the like, round trips include them; both are counted by a proxy in front "
@@ -138,7 +141,7 @@ def _latency_row(line: Latency) -> Sequence[str]:
         line.agent, f"{line.memories:,}", f"{line.model_s:g} s",
         f"{line.at_once} {line.starts}" if line.at_once > 1 else "1", str(line.pairs),
         f"{line.bare_median_ms:,.2f}", f"{line.learning_median_ms:,.2f}", f"{line.added_median_ms:,.2f}",
-        f"{line.added_p95_ms:,.2f}", f"{line.longest_prompt_characters:,}", str(line.degraded),
+        f"{line.added_p95_ms:,.2f}", f"{line.added_cpu_ms:,.2f}", f"{line.longest_prompt_characters:,}", str(line.degraded),
         "-" if line.unlearned is None else str(line.unlearned),
     )  # fmt: skip
 

@@ -224,6 +224,7 @@ async def measured(agent: AgentUnderTest, script: ModelScript, line: Line, *, si
         learning_median_ms=1000 * percentile(found.learning_s, 50),
         added_median_ms=1000 * percentile(found.added_s, 50),
         added_p95_ms=1000 * percentile(found.added_s, 95),
+        added_cpu_ms=1000 * found.added_cpu_s,
         longest_prompt_characters=script.longest_prompt_characters,
         degraded=agent.degraded - degraded_before,
         unlearned=await agent.settle(patience_s=2),
@@ -270,31 +271,30 @@ async def our_calls(agent: LearningAgent, *, size: int, runs: int) -> list[Call]
 
 def judged(report: Report) -> Iterator[Goal]:
     """The goals, against what was found."""
-    lines = {
-        (line.agent, line.model_s, line.at_once): line
-        for line in report.latencies
-        if line.starts == "together"
-    }
-    agno_ms = lines[AgnoAgent().name, MODEL_S, MANY].added_median_ms
-    apart = LearningAgent(worker_inside=False).name
+    lines = {(line.agent, line.model_s, line.at_once, line.starts): line for line in report.latencies}
+    agno, apart = AgnoAgent().name, LearningAgent(worker_inside=False).name
     for ours in (apart, LearningAgent(worker_inside=True).name):
         for model_s in (0.0, MODEL_S):
-            added_ms = lines[ours, model_s, 1].added_median_ms
+            added_ms = lines[ours, model_s, 1, "together"].added_median_ms
             yield Goal(
                 name=f"{ours}: added per run at {FULL_SIZE:,} memories, model {model_s:g} s",
                 wanted=f"at most {ADDED_GOAL_MS:g} ms median",
                 found=f"{added_ms:.2f} ms",
                 reached=added_ms <= ADDED_GOAL_MS,
             )
-        added_ms = lines[ours, MODEL_S, MANY].added_median_ms
-        # Below a tenth of a millisecond it is noise, and dividing by it says nothing.
-        ratio = agno_ms / max(added_ms, 0.1)
-        yield Goal(
-            name=f"{ours}: less added than Agno (arun), {MANY} runs together, model {MODEL_S:g} s",
-            wanted=f"at least {RATIO_GOAL:g} times less",
-            found=f"{ratio:.0f} times less ({added_ms:.2f} ms against {agno_ms:,.1f} ms)",
-            reached=ratio >= RATIO_GOAL,
-        )
+        for starts in ("together", "spread"):
+            if (ours, MODEL_S, MANY, starts) not in lines:
+                continue
+            added_ms = lines[ours, MODEL_S, MANY, starts].added_median_ms
+            agno_ms = lines[agno, MODEL_S, MANY, starts].added_median_ms
+            # Below a tenth of a millisecond it is noise, and dividing by it says nothing.
+            ratio = agno_ms / max(added_ms, 0.1)
+            yield Goal(
+                name=f"{ours}: less added than {agno}, {MANY} runs at once, started {starts}",
+                wanted=f"at least {RATIO_GOAL:g} times less",
+                found=f"{ratio:.0f} times less ({added_ms:.2f} ms against {agno_ms:,.1f} ms)",
+                reached=ratio >= RATIO_GOAL,
+            )
     wrapped = max(sum(call.per_run for call in report.calls if call.memories == size) for size in SIZES)
     cost = next(cost for cost in report.costs if cost.agent == apart)
     yield Goal(

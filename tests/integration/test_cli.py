@@ -699,7 +699,9 @@ def test_the_doctor_looks_at_supabase_through_its_keys(bare_cli: Cli, supabase_l
         if finding["status"] == "problem" and "key" in finding["what_to_do"]
     ]
     bare_cli.set(SUPABASE_SECRET_KEY=supabase_lite.publishable_key)
-    assert findings(bare_cli, exit_code=1)["isolated"]["status"] == "problem"
+    found = findings(bare_cli, exit_code=1)
+    assert found["database"]["status"] == "problem"
+    assert "public key" in found["database"]["message"]
 
 
 # --- init -------------------------------------------------------------------------------------------------------

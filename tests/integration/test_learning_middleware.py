@@ -550,3 +550,29 @@ def test_the_exposures_of_a_run_are_what_was_rendered(machine: LearningMachine) 
 
     newest = runs_of(machine)[0]
     assert [shown["content"] for shown in run_of(machine, newest["run_id"])["exposures"]] == ["I keep bees"]
+
+
+@colours
+def test_who_writes_the_state_of_a_thread_does_not_become_somebody_else(
+    colour: str, machine: LearningMachine
+) -> None:
+    agent = create_agent(
+        ScriptedChat(script=[tool_call("delete_account", account="7"), "done"]),
+        [delete_account],
+        middleware=[LearningMiddleware(machine), HumanInTheLoopMiddleware({"delete_account": True})],
+        checkpointer=InMemorySaver(),
+    )
+    thread = as_user("mallory", "1")
+    paused = call(colour, agent, said("delete account 7") | {"learning_run": {"run_id": "x"}}, thread)
+    kept = agent.get_state(thread).values["learning_run"]  # type: ignore[arg-type]
+    assert kept["identity"]["user_id"] == "mallory"
+    forged = kept | {"identity": kept["identity"] | {"user_id": "ada"}}
+    agent.update_state(thread, {"learning_run": forged})  # type: ignore[arg-type]
+
+    pending = agent.get_state(thread).interrupts  # type: ignore[arg-type]
+    answer = {(pending or paused["__interrupt__"])[0].id: {"decisions": [{"type": "approve"}]}}
+    call(colour, agent, Command(resume=answer), thread)
+
+    assert {run["user_id"] for run in runs_of(machine)} == {"mallory"}
+    assert machine.drain_sync()
+    assert memories_of(machine, "ada") == []

@@ -57,6 +57,7 @@ def test_an_awkward_id_is_an_id_like_others(user_id: str) -> None:
         ("\u2003", "empty"),
         ("a\x00b", "NUL"),
         ("x" * 513, "513"),
+        ("👩" * 201, "804 bytes"),
         (42, "int"),
         (b"ada", "bytes"),
     ],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from langchain_core.messages import (
 )
 
 from agent.database.protocol import clean, to_json
+from agent.events import Event, listening
 from agent.identity import Identity
 from agent.learning.rendering import CLOSING, OPENING
 from agent.learning.run_record import (
@@ -37,6 +40,7 @@ from agent.learning.run_record import (
     text_of,
     tool_errors_of,
 )
+from agent.learning.run_seal import RunSeal
 
 ADA = Identity(user_id="ada", session_id="t1", agent_id="shop")
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 5000}}
@@ -279,18 +283,40 @@ def test_a_question_is_cut_at_its_end_and_holds_no_recalled_text() -> None:
 # --- the state between start and end ----------------------------------------------------------------------------
 
 
+SEAL = RunSeal("secret")
+
+
 def test_an_open_run_survives_the_state() -> None:
     run = open_run(first_message_id="m1", knowledge="known", exposures=({"memory_id": "x", "version": 1},))
-    state = run.as_state()
-    assert OpenRun.from_state(json.loads(json.dumps(state))) == run
-    assert OpenRun.from_state({**state, "nested": True}) == run
+    kept = json.loads(json.dumps({"learning_run": run.as_state(SEAL)}))
+    assert OpenRun.from_state(kept, SEAL) == run
+    assert OpenRun.from_state(SimpleNamespace(**kept), RunSeal("secret")) == run
+    nested = replace(run, nested=True)
+    assert OpenRun.from_state({"learning_run": nested.as_state(SEAL)}, SEAL) == nested
 
 
-def test_a_run_of_an_older_version_is_read() -> None:
-    state = open_run().as_state()
-    for name in ("first_message_id", "knowledge", "exposures"):
-        del state[name]
-    assert OpenRun.from_state(state) == open_run()
+@pytest.mark.parametrize("kept", [{}, None, {"learning_run": {}}, {"learning_run": None}, {"messages": []}])
+def test_a_state_without_a_run_is_nobodys(kept: Any) -> None:
+    assert OpenRun.from_state(kept, SEAL) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"identity": {"tenant_id": "default", "user_id": "somebody else"}},
+        {"run_id": "another"},
+        {"nested": True},
+        {"seal": None},
+        {"seal": "0" * 32},
+        {"seal": ""},
+    ],
+)
+def test_a_run_that_we_did_not_seal_counts_for_nobody(change: dict[str, Any]) -> None:
+    heard: list[Event] = []
+    with listening(heard.append):
+        assert OpenRun.from_state({"learning_run": open_run().as_state(SEAL) | change}, SEAL) is None
+        assert OpenRun.from_state({"learning_run": open_run().as_state(RunSeal(None))}, SEAL) is None
+    assert [event.name for event in heard] == ["run_state_refused"] * 2
 
 
 # --- errors -----------------------------------------------------------------------------------------------------

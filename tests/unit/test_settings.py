@@ -66,9 +66,11 @@ def test_every_variable_is_read() -> None:
             "LEARNING_EMBEDDING_TIMEOUT": "3",
             "LEARNING_STALLED_AFTER": "4",
             "LEARNING_EXIT_TIMEOUT": "0",
+            "LEARNING_DURABLE_RUNS": "true",
             "PATH": "/bin",
         }
     )
+    assert settings.model_fields_set == set(Settings.model_fields)
     assert settings == Settings(
         database_url=SecretStr(f"postgresql://u:{SECRET}@h/d"),
         supabase_url="https://p.supabase.co",
@@ -90,6 +92,7 @@ def test_every_variable_is_read() -> None:
         embedding_timeout=timedelta(seconds=3),
         stalled_after=timedelta(seconds=4),
         exit_timeout=timedelta(0),
+        durable_runs=True,
     )
 
 

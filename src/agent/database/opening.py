@@ -45,6 +45,10 @@ class EmbeddedDatabase(Database):
         database = await portal().run(self._started())
         return str(database.url)
 
+    def secret(self) -> str | None:
+        """The server's password, once it runs."""
+        return self._database.secret() if self._database is not None else None
+
     async def _call(self, function: str, identity: Identity | None = None, /, **arguments: Any) -> Any:
         database = self._database or await self._started()
         return await database.call(function, identity, **arguments)

@@ -50,6 +50,13 @@ class PostgresDatabase(Database):
         """Where it is, password included: for workers, never for messages."""
         return self._url
 
+    def secret(self) -> str:
+        """The password, the same whatever host or pooler it goes through; without one the address."""
+        try:
+            return urlsplit(self._url).password or self._url
+        except ValueError:
+            return self._url
+
     async def _call(self, function: str, identity: Identity | None = None, /, **arguments: Any) -> Any:
         if identity is not None:
             arguments["identity"] = identity.as_json()

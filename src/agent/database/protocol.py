@@ -59,6 +59,10 @@ class Database(ABC):
     async def _close(self) -> None:
         """`close` in the portal."""
 
+    @abstractmethod
+    def secret(self) -> str | None:
+        """What all servers of this database know and no client does, to seal with; `None` before it is known."""
+
     async def get_learning(self, memory_id: str, *, identity: Identity) -> dict[str, Any] | None:
         """One memory with its versions and evidence, or `None` where this identity has none of that id."""
         found: dict[str, Any] | None = await self.call(

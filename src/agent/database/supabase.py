@@ -77,6 +77,10 @@ class SupabaseDatabase(Database):
         """Whom the access token names, or `None` for a server's key. Read for labels only: the database verifies."""
         return identity_of_token(self._access_token) if self._access_token else None
 
+    def secret(self) -> str:
+        """The key or the user's token."""
+        return self._access_token or self._key
+
     async def _call(self, function: str, identity: Identity | None = None, /, **arguments: Any) -> Any:
         import httpx
         from postgrest.exceptions import APIError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NotRequired, TypedDict, get_type_hints
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage, SystemMessage
@@ -152,7 +153,7 @@ class _Steps:
         return {
             "learning_run": portal()
             .run_sync(with_knowledge(self.machine, begun, self._question(state)))
-            .as_state()
+            .as_state(self.machine.seal)
         }
 
     async def aload_knowledge(self, state: dict[str, Any], config: RunnableConfig) -> dict[str, Any]:
@@ -161,12 +162,12 @@ class _Steps:
         if isinstance(begun, dict):
             return begun
         known = await portal().run(with_knowledge(self.machine, begun, self._question(state)))
-        return {"learning_run": known.as_state()}
+        return {"learning_run": known.as_state(self.machine.seal)}
 
     def _begin(self, state: dict[str, Any], config: RunnableConfig) -> OpenRun | dict[str, Any]:
         around = ambient_run.get()
         if around is not None:
-            return {"learning_run": around.as_state() | {"nested": True}}
+            return {"learning_run": replace(around, nested=True).as_state(self.machine.seal)}
         runtime = get_runtime()
         name = self.inner.name if self.inner.name != "LangGraph" else None
         identity = resolve_identity(
@@ -205,7 +206,7 @@ class _Steps:
         self, state: dict[str, Any], config: RunnableConfig, invoke: Callable[..., Any]
     ) -> dict[str, Any]:
         """Run the graph with what is known."""
-        run = _run_of(state)
+        run = OpenRun.from_state(state, self.machine.seal)
         given = self._given(state, run)
         if run is None:
             return self._changes(given, invoke(given, config, output_keys=self._keys))
@@ -221,7 +222,7 @@ class _Steps:
         self, state: dict[str, Any], config: RunnableConfig, invoke: Callable[..., Awaitable[Any]]
     ) -> dict[str, Any]:
         """The async form of `execute`."""
-        run = _run_of(state)
+        run = OpenRun.from_state(state, self.machine.seal)
         given = self._given(state, run)
         if run is None:
             return self._changes(given, await invoke(given, config, output_keys=self._keys))
@@ -258,7 +259,7 @@ class _Steps:
         return changes
 
     def _ended_early(self, state: Mapping[str, Any], run: OpenRun, error: BaseException) -> None:
-        if _is_nested(state):
+        if run.nested:
             return
         status = status_of(error)
         record = run_as_json(
@@ -279,8 +280,8 @@ class _Steps:
             await portal().run(self.machine.record(*ended))
 
     def _ended(self, state: Mapping[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-        run = _run_of(state)
-        if run is None or _is_nested(state):
+        run = OpenRun.from_state(state, self.machine.seal)
+        if run is None or run.nested:
             return None
         return run.identity, run_as_json(run, "completed", self._messages(state, run, ended=True))
 
@@ -297,15 +298,6 @@ class _Steps:
         if ended and (text := _texts(state, answered)):
             said.append(AIMessage(text, id=f"{run.run_id}-output"))
         return said
-
-
-def _run_of(state: Mapping[str, Any]) -> OpenRun | None:
-    kept = state.get("learning_run")
-    return OpenRun.from_state(kept) if kept else None
-
-
-def _is_nested(state: Mapping[str, Any]) -> bool:
-    return bool((state.get("learning_run") or {}).get("nested"))
 
 
 def _texts(state: Mapping[str, Any], names: Sequence[str]) -> str:

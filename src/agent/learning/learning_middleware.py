@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Annotated, Any, NotRequired, cast
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, NotRequired
 
 from langchain.agents.middleware import (
     AgentMiddleware,
@@ -41,7 +42,7 @@ class LearningState(AgentState[Any]):
     """What the middleware keeps in the graph's state; hidden from input and output, kept over interrupts."""
 
     learning_run: NotRequired[Annotated[dict[str, Any], PrivateStateAttr]]
-    """`OpenRun.as_state()`, with `nested: true` where an agent around this one records; empty for nobody."""
+    """`OpenRun.as_state()`; empty for nobody."""
 
 
 class LearningMiddleware(AgentMiddleware[LearningState, Any]):
@@ -96,7 +97,7 @@ class LearningMiddleware(AgentMiddleware[LearningState, Any]):
         """The run that starts, or the state update that settles it without recall."""
         around = ambient_run.get()
         if around is not None:
-            return {"learning_run": around.as_state() | {"nested": True}}
+            return {"learning_run": replace(around, nested=True).as_state(self.machine.seal)}
         identity = resolve_identity(
             self.machine.settings,
             config,
@@ -126,7 +127,7 @@ class LearningMiddleware(AgentMiddleware[LearningState, Any]):
     def _opened(self, run: OpenRun, known: OpenRun, state: LearningState) -> dict[str, Any]:
         trace = open_trace(known, self._ended_early, from_start=True)
         trace.see(messages_of_run(state["messages"], known.first_message_id))
-        return {"learning_run": known.as_state()}
+        return {"learning_run": known.as_state(self.machine.seal)}
 
     # During the run
 
@@ -148,7 +149,7 @@ class LearningMiddleware(AgentMiddleware[LearningState, Any]):
 
     def _informed(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
         """The request with what is known as the last block of its system message, after all that may be cached."""
-        run = _own_or_nested(request.state)
+        run = self._run(request.state)
         if run is None:
             return request
         self._trace(request.state)
@@ -162,7 +163,7 @@ class LearningMiddleware(AgentMiddleware[LearningState, Any]):
     def wrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolMessage | Command[Any]]
     ) -> ToolMessage | Command[Any]:
-        run = _own_or_nested(request.state)
+        run = self._run(request.state)
         if run is None:
             return handler(request)
         with inside(run):
@@ -175,7 +176,7 @@ class LearningMiddleware(AgentMiddleware[LearningState, Any]):
         request: ToolCallRequest,
         handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]],
     ) -> ToolMessage | Command[Any]:
-        run = _own_or_nested(request.state)
+        run = self._run(request.state)
         if run is None:
             return await handler(request)
         with inside(run):
@@ -183,9 +184,18 @@ class LearningMiddleware(AgentMiddleware[LearningState, Any]):
         self._saw(request.state, result)
         return result
 
+    def _run(self, state: Any) -> OpenRun | None:
+        """The run in a state, or `None` for nobody."""
+        return OpenRun.from_state(state, self.machine.seal)
+
+    def _own_run(self, state: Any) -> OpenRun | None:
+        """The run in a state if it is this agent's to record."""
+        run = self._run(state)
+        return None if run is None or run.nested else run
+
     def _trace(self, state: Any) -> Trace | None:
         """The open trace of this run, opened again where it was resumed in another process."""
-        run = _own(state)
+        run = self._own_run(state)
         if run is None:
             return None
         trace = open_trace(run, self._ended_early, from_start=False)
@@ -216,7 +226,7 @@ class LearningMiddleware(AgentMiddleware[LearningState, Any]):
             await portal().run(self.machine.record(*ended))
 
     def _ended(self, state: LearningState) -> tuple[Any, dict[str, Any]] | None:
-        run = _own(state)
+        run = self._own_run(state)
         if run is None:
             return None
         present = messages_of_run(state["messages"], run.first_message_id)
@@ -248,15 +258,3 @@ async def with_knowledge(machine: LearningMachine, run: OpenRun, question: str) 
         knowledge=rendered.text,
         exposures=[{"memory_id": memory.memory_id, "version": memory.version} for memory in rendered.shown],
     )
-
-
-def _own_or_nested(state: Any) -> OpenRun | None:
-    """The run in a state, or `None` for nobody."""
-    kept = cast("Mapping[str, Any]", state).get("learning_run")
-    return OpenRun.from_state(kept) if kept else None
-
-
-def _own(state: Any) -> OpenRun | None:
-    """The run in a state if it is this agent's to record."""
-    kept = cast("Mapping[str, Any]", state).get("learning_run")
-    return OpenRun.from_state(kept) if kept and not kept.get("nested") else None

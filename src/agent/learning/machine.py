@@ -29,6 +29,8 @@ from agent.learning.extraction import Extracted, Pending, extract, verbatim
 from agent.learning.in_process_worker import InProcessWorker
 from agent.learning.recorder import Recorder
 from agent.learning.run_identity import resolve_identity
+from agent.learning.run_record import OpenRun
+from agent.learning.run_seal import RunSeal
 from agent.learning.run_watch import ambient_run
 from agent.portal import portal
 from agent.settings import Settings, current_settings
@@ -108,6 +110,8 @@ class LearningMachine:
         self._recorder: Recorder | None = None
         self._embedder: Embedder | None = None
         self._embedder_lock = asyncio.Lock()
+        self._seal: RunSeal | None = None
+        self._own_seal = RunSeal(None)
         self._worker = InProcessWorker(self)
         self._recording: set[concurrent.futures.Future[bool]] = set()
         _living.add(self)
@@ -137,6 +141,16 @@ class LearningMachine:
     def claimed_identity(self) -> Identity | None:
         """Whom the database takes every caller for, where it is reached with one user's access token."""
         return self.database.claimed_identity if isinstance(self.database, SupabaseDatabase) else None
+
+    @property
+    def seal(self) -> RunSeal:
+        """Seals the runs in graph states; the same in every process on this database."""
+        if self._seal is None:
+            secret = self.database.secret()
+            if secret is None:
+                return self._own_seal  # not started yet: good for this process
+            self._seal = RunSeal(secret)
+        return self._seal
 
     @property
     def recorder(self) -> Recorder:
@@ -194,12 +208,11 @@ class LearningMachine:
 
     async def _write_by_tool(self, runtime: Any, learnings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Write what an agent's tool says, as evidence of its own call; return the receipts."""
-        state = getattr(runtime, "state", None)
-        run = state.get("learning_run") if isinstance(state, Mapping) else None
+        run = OpenRun.from_state(getattr(runtime, "state", None), self.seal)
         config: RunnableConfig = getattr(runtime, "config", None) or RunnableConfig()
         ambient = ambient_run.get()
-        if run:
-            identity = Identity.from_json(run["identity"]).with_(run_id=run["run_id"])
+        if run is not None:
+            identity = run.identity.with_(run_id=run.run_id)
         elif ambient is not None:
             identity = ambient.identity.with_(run_id=ambient.run_id)
         else:
@@ -252,7 +265,9 @@ class LearningMachine:
                 break
             learned += len(extracted.run_ids)
         if self._embedder is not None or self._embeddings_named is not None:
-            await self.embed_memories(identity)  # where nothing was left to learn too: it may have failed before
+            await self.embed_memories(
+                identity
+            )  # where nothing was left to learn too: it may have failed before
         self._worker.learned(identity, generation)
         return learned
 

@@ -20,8 +20,10 @@ from langchain_core.messages import (
     ToolMessage,
 )
 
+from agent.events import emit
 from agent.identity import Identity
 from agent.learning.rendering import without_recalled
+from agent.learning.run_seal import RunSeal
 
 RunStatus = Literal["completed", "interrupted", "failed", "cancelled", "blocked"]
 KNOWLEDGE_MESSAGE_ID = "learned_knowledge"
@@ -50,28 +52,41 @@ class OpenRun:
     """The rendered block, empty where nothing is known."""
     exposures: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     """`{memory_id, version}` of what the block shows, in order."""
+    nested: bool = False
+    """Whether an agent around this one records it."""
 
-    def as_state(self) -> dict[str, Any]:
-        """Plain values, as checkpoints keep them."""
-        return {
+    def as_state(self, seal: RunSeal) -> dict[str, Any]:
+        """Plain values, as checkpoints keep them, sealed."""
+        kept = {
             "identity": self.identity.as_json(),
             "run_id": self.run_id,
             "started_at": self.started_at,
             "first_message_id": self.first_message_id,
             "knowledge": self.knowledge,
             "exposures": [dict(item) for item in self.exposures],
+            "nested": self.nested,
         }
+        return kept | {"seal": seal.of(kept)}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> OpenRun:
-        """The inverse of `as_state`."""
+    def from_state(cls, state: Any, seal: RunSeal) -> OpenRun | None:
+        """The run that a graph's state holds; `None` for nobody's, and for one that we did not seal."""
+        kept = (
+            state.get("learning_run") if isinstance(state, Mapping) else getattr(state, "learning_run", None)
+        )
+        if not kept:
+            return None
+        if not seal.holds(kept):
+            emit("run_state_refused", run_id=str(kept.get("run_id"))[:64])
+            return None
         return cls(
-            identity=Identity.from_json(state["identity"]),
-            run_id=state["run_id"],
-            started_at=state["started_at"],
-            first_message_id=state.get("first_message_id"),
-            knowledge=state.get("knowledge", ""),
-            exposures=tuple(state.get("exposures", ())),
+            identity=Identity.from_json(kept["identity"]),
+            run_id=kept["run_id"],
+            started_at=kept["started_at"],
+            first_message_id=kept.get("first_message_id"),
+            knowledge=kept.get("knowledge", ""),
+            exposures=tuple(kept.get("exposures", ())),
+            nested=bool(kept.get("nested")),
         )
 
 
