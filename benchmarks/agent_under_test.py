@@ -120,6 +120,8 @@ class AgentUnderTest(Protocol):
     """As printed in the tables."""
     configuration: str
     """How both builds are made, where memories live, what a run waits for."""
+    learns_behind: bool
+    """Whether this process goes on learning when a run has been answered."""
     degraded: int
     """Learning runs so far that were answered without recall, or not recorded."""
 

@@ -43,7 +43,7 @@ class LearningAgent:
     """`LearningMiddleware` with all three stores and a model that extracts, no embedder."""
 
     def __init__(self, *, worker_inside: bool) -> None:
-        self._worker_inside = worker_inside
+        self.learns_behind = worker_inside
         self.degraded = 0
         where = "inside" if worker_inside else "elsewhere"
         self.name = f"ours, worker {where}"
@@ -72,7 +72,7 @@ class LearningAgent:
             data_dir=Path(files),
             embeddings="none",
             quiet_period=timedelta(0),
-            worker=WorkerMode.INSIDE if self._worker_inside else WorkerMode.OFF,
+            worker=WorkerMode.INSIDE if self.learns_behind else WorkerMode.OFF,
         )
         model = TimedChat(script=setup.script, empty_calls={"Learned": {}})
         self._database = TimedDatabase(setup.database_url)
@@ -107,7 +107,7 @@ class LearningAgent:
         return self._database.seconds
 
     async def settle(self, *, patience_s: float) -> int | None:
-        if not self._worker_inside:
+        if not self.learns_behind:
             return None
         await self._machine.drain(timedelta(seconds=patience_s))
         async with await psycopg.AsyncConnection.connect(self._url) as connection:

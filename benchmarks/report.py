@@ -23,8 +23,8 @@ class Latency:
     learning_median_ms: float
     added_median_ms: float
     added_p95_ms: float
-    added_cpu_ms: float
-    """Processor time of this process alone, per run."""
+    added_cpu_ms: float | None
+    """Processor time of this process alone, per run; `None` where learning behind the answers blurs it."""
     longest_prompt_characters: int
     """Of any model call so far, answering or extracting."""
     degraded: int
@@ -104,7 +104,7 @@ class Report:
 
 _LATENCY_HEAD = (
     "agent", "memories", "model", "at once", "pairs", "bare median", "learning median", "added median", "added p95",
-    "added CPU",     "longest prompt", "degraded", "unlearned",
+    "added CPU", "longest prompt", "degraded", "unlearned",
 )  # fmt: skip
 _CALL_HEAD = ("function", "memories", "calls", "per run", "p50", "p95")
 _COST_HEAD = (
@@ -112,16 +112,17 @@ _COST_HEAD = (
 )  # fmt: skip
 _READING = (
     "Times are milliseconds, the longest prompt is in characters. A pair is the same question asked of the agent "
-    "without and with learning, each run in a session of its own; added is the difference within a pair. Added CPU is processor "
-    "time of the measuring process, without the server's; it suffers least from busy neighbours. Rounds of "
+    "without and with learning, each run in a session of its own; added is the difference within a pair. Rounds of "
     "bare and of learning runs alternate in an order drawn with a fixed seed and never run at once; the runs of a "
-    "round start together, or spread evenly over the time of a model call.\n\n"
+    "round start together, or spread evenly over the time of a model call. Added CPU is processor time of the "
+    "measuring process per run, without the server's; busy neighbours change it least.\n\n"
     "The model is a script: it takes the time given, in asyncio, and never finds anything worth saving, which is the "
     "least work an extraction can be; an agent that saves something calls the model more often.\n\n"
     "For the first latency table every database was analyzed after it was filled, as autovacuum does within minutes; "
-    "for the second it was not. Autovacuum itself is off, so that it does not come in between. Degraded is the number of learning runs that were answered without recall or not "
-    "recorded. Unlearned is the number of runs whose learning was not done two seconds after the last answer; a dash "
-    "means that nobody learns in this process.\n\n"
+    "for the second it was not. Autovacuum itself is off, so that it does not come in between. Degraded is the number "
+    "of learning runs that were answered without recall or not recorded. Unlearned is the number of runs whose "
+    "learning was not done two seconds after the last answer. A dash means that nobody learns in this process, or, "
+    "for the CPU, that learning behind the answers blurs it.\n\n"
     "Statements leave out BEGIN, COMMIT and the like, round trips include them; both are counted by a proxy in front "
     "of the server, with what goes on behind the answer where that is in the same process."
 )
@@ -141,7 +142,8 @@ def _latency_row(line: Latency) -> Sequence[str]:
         line.agent, f"{line.memories:,}", f"{line.model_s:g} s",
         f"{line.at_once} {line.starts}" if line.at_once > 1 else "1", str(line.pairs),
         f"{line.bare_median_ms:,.2f}", f"{line.learning_median_ms:,.2f}", f"{line.added_median_ms:,.2f}",
-        f"{line.added_p95_ms:,.2f}", f"{line.added_cpu_ms:,.2f}", f"{line.longest_prompt_characters:,}", str(line.degraded),
+        f"{line.added_p95_ms:,.2f}", "-" if line.added_cpu_ms is None else f"{line.added_cpu_ms:,.2f}",
+        f"{line.longest_prompt_characters:,}", str(line.degraded),
         "-" if line.unlearned is None else str(line.unlearned),
     )  # fmt: skip
 

@@ -224,7 +224,7 @@ async def measured(agent: AgentUnderTest, script: ModelScript, line: Line, *, si
         learning_median_ms=1000 * percentile(found.learning_s, 50),
         added_median_ms=1000 * percentile(found.added_s, 50),
         added_p95_ms=1000 * percentile(found.added_s, 95),
-        added_cpu_ms=1000 * found.added_cpu_s,
+        added_cpu_ms=None if agent.learns_behind else 1000 * found.added_cpu_s,
         longest_prompt_characters=script.longest_prompt_characters,
         degraded=agent.degraded - degraded_before,
         unlearned=await agent.settle(patience_s=2),

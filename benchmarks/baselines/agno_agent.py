@@ -54,6 +54,7 @@ class AgnoAgent:
     `arun` with `AsyncPostgresDb`; otherwise `run` in a thread per run with `PostgresDb`.
     """
 
+    learns_behind = False
     degraded = 0  # not told: a failing read is a line of its debug log
 
     def __init__(self, *, asynchronous: bool = True) -> None:

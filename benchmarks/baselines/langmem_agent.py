@@ -53,6 +53,7 @@ class LangMemAgent:
     """`create_agent` with recall from the store, and a `ReflectionExecutor` around the memory store manager."""
 
     name = "LangMem 0.0.30"
+    learns_behind = True
     degraded = 0  # a failing search fails the run
     configuration = (
         "`create_agent` with a middleware that searches `AsyncPostgresStore` (limit 5) before the model call and "

@@ -12,8 +12,9 @@ import concurrent.futures.thread  # registers its own exit first: see portal()
 import contextvars
 import os
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -98,8 +99,44 @@ class Portal:
         self._at_exit.clear()
 
 
+class Forkable(Protocol):
+    """What holds connections, tasks or locks of a portal."""
+
+    def start_anew(self) -> None:
+        """Forget them, in a child that was forked: they are the parent's, and so are their sockets."""
+
+
 _portals: dict[int, Portal] = {}
 _lock = threading.Lock()
+_forkable: weakref.WeakSet[Forkable] = weakref.WeakSet()
+_of_the_parent: list[Any] = []
+
+
+def forget_in_forked_child(owner: Forkable) -> None:
+    """Call `start_anew` of this object in every child that is forked from now on."""
+    _forkable.add(owner)
+
+
+def _leave_to_the_parent() -> None:
+    """In a forked child: touch nothing that the parent goes on using.
+
+    What it has is kept and never used: a coroutine or a connection that is collected would close or unregister a
+    socket that both have.
+    """
+    global _lock  # noqa: PLW0603 - another thread of the parent may have held it
+    _lock = threading.Lock()
+    for found in _portals.values():
+        _of_the_parent.append(found)
+        # The child's own copy of the selector: from here on nothing can be unregistered in the parent's.
+        getattr(found.loop, "_selector", found.loop).close()
+    _portals.clear()
+    for owner in list(_forkable):
+        _of_the_parent.append(dict(vars(owner)))
+        owner.start_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 def portal() -> Portal:
@@ -109,7 +146,6 @@ def portal() -> Portal:
         with _lock:
             found = _portals.get(os.getpid())
             if found is None:
-                _portals.clear()
                 found = _portals[os.getpid()] = Portal()
                 # Before the thread pools stop: without them no host name is resolved and no model is called. What is
                 # registered last runs first, and `atexit` would be too late.

@@ -20,6 +20,7 @@ from agent.database.migrations import migrate
 from agent.database.postgres import PostgresDatabase
 from agent.database.protocol import CASTS, JSON_ARGUMENTS, to_json
 from agent.errors import LearningError
+from agent.portal import portal
 from agent.testing.throwaway import ThrowawayDatabase
 from tests.integration.rows import OUR_TABLES, a_run, everything_stored, memory, rows
 from tests.supabase_layout import SupabaseLayout
@@ -690,7 +691,7 @@ async def test_the_identity_does_not_outlive_its_call(
 
 def _broken(function: str) -> dict[str, Any]:
     """Arguments that make it fail after it has taken on the identity."""
-    return {
+    broken: dict[str, dict[str, Any]] = {
         "recall_context": {"question": "tea", "question_embedding": "no vector", "embedding_model": "m"},
         "match_memories": {"question": "tea", "question_embedding": "no vector", "embedding_model": "m"},
         "record_run": {"run": a_run(status="no status")},
@@ -703,7 +704,8 @@ def _broken(function: str) -> dict[str, Any]:
         "store_embeddings": {"model": "m", "embeddings": {"no": "list"}},
         "import_runs": {"runs": [a_run(status="no status")]},
         "list_runs": {"run_limit": -1},
-    }.get(function, {"the_memory_id": "no uuid", "the_memory_ids": "no list", "nobody": 1})
+    }
+    return broken.get(function, {"the_memory_id": "no uuid", "the_memory_ids": "no list", "nobody": 1})
 
 
 async def test_an_error_caught_inside_a_transaction_leaves_no_identity(
@@ -734,7 +736,10 @@ async def test_connections_go_back_to_the_pool_without_an_identity(
             assert await database.call("get_learnings", Identity()) == []
     pool = database._pool
     assert pool is not None
-    async with pool.connection() as connection:
-        for name in _SETTINGS[:4]:
-            row = await (await connection.execute("SELECT current_setting(%s, true)", (name,))).fetchone()
-            assert row in ((None,), ("",))
+
+    async def look() -> list[Any]:
+        async with pool.connection() as connection:
+            query = "SELECT coalesce(current_setting(name, true), '') FROM unnest(%s::text[]) AS name"
+            return await (await connection.execute(query, (list(_SETTINGS[:4]),))).fetchall()
+
+    assert await portal().run(look()) == [("",)] * 4

@@ -726,10 +726,9 @@ async def test_a_malformed_run_is_the_callers_fault_and_leaves_nothing(
 
 async def test_runs_are_listed_newest_first_and_by_what_is_wanted(database: PostgresDatabase) -> None:
     error = [{"tool": "t", "tool_call_id": "c", "message": "bad"}]
-    for number, (status, more) in enumerate(
-        [("completed", {}), ("failed", {}), ("blocked", {}), ("completed", {"tool_errors": error}), ("cancelled", {})]
-    ):
-        await database.call("record_run", ADA, run=a_run(run_id=f"r{number}", status=status, **more))
+    for number, status in enumerate(("completed", "failed", "blocked", "completed", "cancelled")):
+        run = a_run(run_id=f"r{number}", status=status) | {"tool_errors": error if number == 3 else []}
+        await database.call("record_run", ADA, run=run)
     await database.call("record_run", BOB, run=a_run(run_id="b1", outcomes=[{"kind": "reward", "succeeded": False}]))
 
     async def listed(identity: Identity = ADA, **arguments: Any) -> list[str]:

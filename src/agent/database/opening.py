@@ -7,7 +7,7 @@ from typing import Any
 
 from agent.database.protocol import Database
 from agent.identity import Identity
-from agent.portal import portal
+from agent.portal import forget_in_forked_child, portal
 from agent.settings import Settings
 
 
@@ -39,6 +39,11 @@ class EmbeddedDatabase(Database):
         self._database: Any = None
         self._server: Any = None
         self._starting: asyncio.Lock | None = None
+        forget_in_forked_child(self)
+
+    def start_anew(self) -> None:
+        """In a forked child: the hold on the server is the parent's."""
+        self._database = self._server = self._starting = None
 
     async def url(self) -> str:
         """Start the server if need be and return its address."""

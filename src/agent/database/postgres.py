@@ -17,6 +17,7 @@ from agent.database.connection_errors import check_address, explain, plain_addre
 from agent.database.protocol import CASTS, JSON_ARGUMENTS, Database, clean, refusal, to_json
 from agent.errors import DatabaseUnavailable, LearningError
 from agent.identity import Identity
+from agent.portal import forget_in_forked_child
 
 _CONNECT_SECONDS = 5
 _POOLER_PORT = 6543  # Supabase's transaction pooler: a prepared statement would meet another connection
@@ -44,6 +45,13 @@ class PostgresDatabase(Database):
         self._down_until = 0.0
         self._down_because = ""
         self._statements: dict[tuple[str, tuple[str, ...]], sql.Composed] = {}
+        forget_in_forked_child(self)
+
+    def start_anew(self) -> None:
+        """In a forked child: the pool is the parent's."""
+        self._pool = None
+        self._opening = None
+        self._down_until = 0.0
 
     @property
     def url(self) -> str:

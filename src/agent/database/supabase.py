@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from agent.database.protocol import Database, refusal, to_json
 from agent.errors import AccessRefused, ConfigurationError, DatabaseUnavailable, IdentityError, OperatorError
 from agent.identity import DEFAULT_TENANT, Identity
+from agent.portal import forget_in_forked_child
 from agent.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ class SupabaseDatabase(Database):
         self._client: AsyncClient | None = None
         self._http: httpx.AsyncClient | None = None
         self._opening: asyncio.Lock | None = None
+        forget_in_forked_child(self)
+
+    def start_anew(self) -> None:
+        """In a forked child: the connections are the parent's."""
+        self._client = self._http = self._opening = None
 
     @classmethod
     def from_settings(cls, settings: Settings) -> SupabaseDatabase:

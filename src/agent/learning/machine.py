@@ -32,7 +32,7 @@ from agent.learning.run_identity import resolve_identity
 from agent.learning.run_record import OpenRun
 from agent.learning.run_seal import RunSeal
 from agent.learning.run_watch import ambient_run
-from agent.portal import portal
+from agent.portal import forget_in_forked_child, portal
 from agent.settings import Settings, current_settings
 from agent.stores.base import Store, is_blank
 from agent.stores.session_context import SessionContextConfig, SessionContextStore
@@ -106,15 +106,20 @@ class LearningMachine:
         if self._embeddings_named == "none":
             self._embeddings_named = None
         self.database: Database = database if database is not None else open_database(self.settings)
+        self.start_anew()
+        forget_in_forked_child(self)
+        self._seal: RunSeal | None = None
+        self._own_seal = RunSeal(None)
+        _living.add(self)
+
+    def start_anew(self) -> None:
+        """Be as at first use; also in a forked child, where all that is open is the parent's."""
         self._model: BaseChatModel | None = None
         self._recorder: Recorder | None = None
         self._embedder: Embedder | None = None
         self._embedder_lock = asyncio.Lock()
-        self._seal: RunSeal | None = None
-        self._own_seal = RunSeal(None)
         self._worker = InProcessWorker(self)
         self._recording: set[concurrent.futures.Future[bool]] = set()
-        _living.add(self)
 
     # What an agent gets
 
