@@ -14,6 +14,7 @@ import asyncio
 import gc
 import os
 import sys
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -100,13 +101,15 @@ QUICK = Plan(
         Line(model_s=0.0, at_once=1, pairs=40),
         Line(model_s=MODEL_S, at_once=1, pairs=10),
         Line(model_s=MODEL_S, at_once=MANY, pairs=36),
+        Line(model_s=MODEL_S, at_once=MANY, pairs=24, spread=True),
     ),
     rivals=(
         Line(model_s=MODEL_S, at_once=1, pairs=3),
         Line(model_s=MODEL_S, at_once=MANY, pairs=24),
+        Line(model_s=MODEL_S, at_once=MANY, pairs=24, spread=True),
     ),
     queued=(),
-    growth_pairs=24,
+    growth_pairs=16,
     rival_growth_pairs=0,
     counted_runs=3,
 )
@@ -121,16 +124,11 @@ _STARTED = perf_counter()
 
 
 @asynccontextmanager
-async def opened(
-    agent: Agent, script: ModelScript, *, url: str, size: int, analyzed: bool
-) -> AsyncIterator[Agent]:
-    """The agent over this database, filled with `size` memories; `analyzed` as autovacuum would after a minute."""
+async def opened(agent: Agent, script: ModelScript, *, url: str, size: int) -> AsyncIterator[Agent]:
+    """The agent over this database, filled with `size` memories."""
     tell(f"{agent.name}: filling {size:,} memories")
     script.delay_s = 0.0
     await agent.open(Setup(database_url=url, memories=memories(size), script=script))
-    if analyzed:
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute("VACUUM ANALYZE")
     try:
         yield agent
     finally:
@@ -149,56 +147,53 @@ class Measurement:
     async def run(self) -> None:
         """Everything that is measured."""
         plan = self._plan
-        for inside in (False, True):
-            await self._compare(LearningAgent(worker_inside=inside), plan.ours)
-        await self._compare(LangMemAgent(), plan.rivals)
-        await self._compare(AgnoAgent(), plan.rivals)
+        await self._compare(LearningAgent(worker_inside=False), plan.ours, growth_pairs=plan.growth_pairs)
+        await self._compare(LearningAgent(worker_inside=True), plan.ours)
+        await self._compare(LangMemAgent(), plan.rivals, growth_pairs=plan.rival_growth_pairs)
+        await self._compare(AgnoAgent(), plan.rivals, growth_pairs=plan.rival_growth_pairs)
         if plan.queued:
             await self._compare(AgnoAgent(asynchronous=False), plan.queued)
-        for size in SIZES:
-            await self._grow(LearningAgent(worker_inside=False), size, model_s=0.0, pairs=plan.growth_pairs)
-        if plan.rival_growth_pairs:
-            for rival in (LangMemAgent(), AgnoAgent()):
-                for size in SIZES:
-                    await self._grow(rival, size, model_s=MODEL_S, pairs=plan.rival_growth_pairs)
         self._report.goals += judged(self._report)
 
-    async def _compare(self, agent: AgentUnderTest, lines: tuple[Line, ...]) -> None:
-        """Latencies at the full size on analyzed tables; then what a run costs."""
+    async def _compare(
+        self, agent: AgentUnderTest, lines: tuple[Line, ...], *, growth_pairs: int = 0
+    ) -> None:
+        """Latencies at each size on tables nobody has analyzed, at the full size after that, and costs of a run."""
         self._report.configurations[agent.name] = agent.configuration
-        script = ModelScript()
-        async with (
-            fresh_database(self._server, "measured") as url,
-            opened(agent, script, url=url, size=FULL_SIZE, analyzed=True),
-        ):
-            for line in lines:
-                self._report.latencies.append(await measured(agent, script, line, size=FULL_SIZE))
+        for size in SIZES if growth_pairs else SIZES[-1:]:
+            script = ModelScript()
+            async with (
+                fresh_database(self._server, "measured") as url,
+                opened(agent, script, url=url, size=size),
+            ):
+                if growth_pairs:
+                    await self._grow(agent, script, size=size, pairs=growth_pairs)
+                if size == FULL_SIZE:
+                    with psycopg.connect(url, autocommit=True) as connection:
+                        connection.execute("VACUUM ANALYZE")
+                    for line in lines:
+                        self._report.latencies.append(await measured(agent, script, line, size=size))
         script = ModelScript()
         async with fresh_database(self._server, "counted") as url:
             with metered(url) as meter:
-                async with opened(agent, script, url=meter.url, size=SIZES[0], analyzed=True):
+                async with opened(agent, script, url=meter.url, size=SIZES[0]):
                     self._report.costs.append(
                         await counted(agent, script, meter, runs=self._plan.counted_runs)
                     )
 
-    async def _grow(self, agent: AgentUnderTest, size: int, *, model_s: float, pairs: int) -> None:
-        """Latency at one size on tables nobody has analyzed yet, and of ours each storage function alone."""
-        script = ModelScript()
-        async with (
-            fresh_database(self._server, "measured") as url,
-            opened(agent, script, url=url, size=size, analyzed=False),
-        ):
-            line = Line(model_s=model_s, at_once=1, pairs=pairs)
-            self._report.growth.append(await measured(agent, script, line, size=size))
-            if isinstance(agent, LearningAgent):
-                script.delay_s = 0.0
-                self._report.calls += await our_calls(agent, size=size, runs=pairs)
+    async def _grow(self, agent: AgentUnderTest, script: ModelScript, *, size: int, pairs: int) -> None:
+        """Latency at one size, of ours without a model's time so that a millisecond shows, and its functions alone."""
+        model_s = 0.0 if isinstance(agent, LearningAgent) else MODEL_S
+        line = Line(model_s=model_s, at_once=1, pairs=pairs)
+        self._report.growth.append(await measured(agent, script, line, size=size))
+        if isinstance(agent, LearningAgent):
+            self._report.calls += await our_calls(agent, size=size, runs=pairs)
 
 
 async def measured(agent: AgentUnderTest, script: ModelScript, line: Line, *, size: int) -> Latency:
     """One line of a latency table, from an agent that is open."""
     starts = "spread" if line.spread else "together"
-    label = f"{size}-{line.model_s:g}-{line.at_once}-{starts}"
+    label = f"{size}-{uuid.uuid4()}"  # a session of its own for every run, whatever was measured before
     script.delay_s = 0.0
     await warmed_up(agent, runs=max(3, line.at_once), at_once=line.at_once, label=f"warm-up-{label}")
     await agent.settle(patience_s=30)
@@ -255,7 +250,7 @@ async def our_calls(agent: LearningAgent, *, size: int, runs: int) -> list[Call]
     """Times of each storage function on the request path, one run at a time."""
     agent.call_times.clear()
     for number in range(runs):
-        await timed(agent.run_learning, number, "calls")
+        await timed(agent.run_learning, number, f"calls-{size}")
     return [
         Call(
             function=function,
@@ -283,8 +278,6 @@ def judged(report: Report) -> Iterator[Goal]:
                 reached=added_ms <= ADDED_GOAL_MS,
             )
         for starts in ("together", "spread"):
-            if (ours, MODEL_S, MANY, starts) not in lines:
-                continue
             added_ms = lines[ours, MODEL_S, MANY, starts].added_median_ms
             agno_ms = lines[agno, MODEL_S, MANY, starts].added_median_ms
             # Below a tenth of a millisecond it is noise, and dividing by it says nothing.

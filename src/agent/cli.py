@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from agent.commands import demo, doctor, init, memory, operations, runs
 from agent.commands.options import EXIT_CODES
+from agent.commands.output import remark
 from agent.errors import CallerError, LearningError, NotFound
 
 
@@ -22,7 +23,7 @@ class _Commands(TyperGroup):
         except LearningError as error:
             if ctx.params.get("debug"):
                 raise
-            print(f"agent: {error}", file=sys.stderr)
+            remark(f"agent: {error}")
             is_usage = isinstance(error, CallerError) and not isinstance(error, NotFound)
             raise typer.Exit(2 if is_usage else 1) from None
 

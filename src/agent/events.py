@@ -1,7 +1,8 @@
 """What happened that somebody may want to know: one function to tell it, one to listen.
 
-Every event is also a line of the logger `agent.events` (warnings for the names that end in
-`_failed`, `_unavailable` or `_refused`, information for the rest). Facts never hold message text.
+Every event is also a line of the logger `agent.events`: a warning for the names that end in `_failed`,
+`_unavailable`, `_refused` or `_spooled` and, the first time in a process, `_skipped`; information for the rest. Facts
+never hold message text.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Any
 
 _logger = logging.getLogger("agent.events")
 _listeners: list[Callable[[Event], None]] = []
-_ALARMING = ("_failed", "_unavailable", "_refused")
+_ALARMING = ("_failed", "_unavailable", "_refused", "_spooled")
+_ALARMING_ONCE = "_skipped"
+_told: set[str] = set()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,7 @@ class Event:
     """One thing that happened."""
 
     name: str
-    """Dotted and past tense, such as `recall.degraded` or `run.spooled`."""
+    """In the past tense, such as `recall_failed` or `run_spooled`."""
     facts: dict[str, Any]
     """Plain values; ids rather than contents."""
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -32,7 +35,9 @@ class Event:
 def emit(name: str, /, **facts: Any) -> None:
     """Tell all listeners. A listener that raises is logged and does not stop the caller."""
     event = Event(name=name, facts=facts)
-    level = logging.WARNING if name.endswith(_ALARMING) else logging.INFO
+    alarming = name.endswith(_ALARMING) or (name.endswith(_ALARMING_ONCE) and name not in _told)
+    _told.add(name)
+    level = logging.WARNING if alarming else logging.INFO
     _logger.log(level, "%s %s", name, facts)
     for listener in tuple(_listeners):
         try:

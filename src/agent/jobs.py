@@ -83,7 +83,8 @@ async def queue_app(url: str, machines: Sequence[LearningMachine]) -> AsyncItera
     by_queue = {machine.queue: machine for machine in machines}
 
     async def configure(connection: psycopg.AsyncConnection[Any]) -> None:
-        await connection.execute("SET search_path = agent_queue, public, extensions, pg_catalog")
+        # Only what is Postgres's and the queue's own: who may create things elsewhere must not run them as the worker.
+        await connection.execute("SET search_path = pg_catalog, agent_queue, pg_temp")
         await connection.commit()
 
     connector = _Connector(

@@ -44,7 +44,7 @@ class Settings(BaseModel):
     database_url: SecretStr | None = None
     """Postgres to use, `postgresql://…` (`DATABASE_URL`). Unset: Supabase if set, else the embedded server."""
     supabase_url: str | None = None
-    """Project address of Supabase (`SUPABASE_URL`); used when `database_url` is unset."""
+    """Project address of Supabase (`SUPABASE_URL`), without credentials; used when `database_url` is unset."""
     supabase_service_role_key: SecretStr | None = None
     """Key of a server: bypasses row level security (`SUPABASE_SERVICE_ROLE_KEY`, or an `sb_secret_…` key)."""
     supabase_anon_key: SecretStr | None = None
@@ -106,7 +106,19 @@ class Settings(BaseModel):
     @field_validator("supabase_url", "openai_base_url")
     @classmethod
     def _is_web_address(cls, url: str | None) -> str | None:
-        if url is not None and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
+        if url is None:
+            return None
+        if "@" in url:  # addresses are shown in errors and by the doctor, and a password would be with them
+            raise ValueError(
+                "must not hold a user name or a password. Leave out what stands before the @; keys have settings of "
+                "their own, and an @ of the path is written %40"
+            )
+        try:
+            parts = urlsplit(url)
+            parts.port  # noqa: B018 - reading it is the check
+        except ValueError:  # whose words may show more than the value's first characters
+            raise ValueError("cannot be read; must be an address such as https://host:port/path") from None
+        if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("must be an address that begins with https:// or http://")
         return url
 

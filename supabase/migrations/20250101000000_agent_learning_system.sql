@@ -109,7 +109,7 @@ END
 $$;
 REVOKE ALL ON FUNCTION agent_private.publish(regprocedure, text) FROM PUBLIC;
 
--- Close a table to everybody but the storage functions and hold those to row level security.
+-- Close a table and its sequences to everybody but the storage functions and hold those to row level security.
 CREATE OR REPLACE FUNCTION agent_private.guard(target regclass)
 RETURNS void
 LANGUAGE plpgsql
@@ -117,12 +117,24 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     other text;
+    sequence regclass;
 BEGIN
     EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', target);
     EXECUTE format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', target);
     EXECUTE format('REVOKE ALL ON TABLE %s FROM PUBLIC', target);
     FOR other IN SELECT rolname FROM pg_roles WHERE rolname IN ('anon', 'authenticated', 'service_role') LOOP
         EXECUTE format('REVOKE ALL ON TABLE %s FROM %I', target, other);
+    END LOOP;
+    -- Supabase grants new sequences of schema public too; an identity column needs no right on its own.
+    FOR sequence IN
+        SELECT c.oid::regclass FROM pg_depend d JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'S'
+        WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = target
+          AND d.deptype IN ('a', 'i')
+    LOOP
+        EXECUTE format('REVOKE ALL ON SEQUENCE %s FROM PUBLIC', sequence);
+        FOR other IN SELECT rolname FROM pg_roles WHERE rolname IN ('anon', 'authenticated', 'service_role') LOOP
+            EXECUTE format('REVOKE ALL ON SEQUENCE %s FROM %I', sequence, other);
+        END LOOP;
     END LOOP;
     EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE %s TO agent_app', target);
 END
@@ -206,6 +218,37 @@ AS $$
 BEGIN
     -- PT403 nobody; PT409 changed meanwhile; PT404 not found; PT422 invalid
     RAISE EXCEPTION '%', message USING ERRCODE = code;
+END
+$$;
+
+-- What we need of pgvector, wherever it is installed: storage functions look for names in pg_catalog alone, so that
+-- nobody who may create things in another schema puts theirs in the place of ours. Without a search_path of their
+-- own, so that the planner puts their expression in the place of the call; they are read here, once, and name everything.
+DO $$
+DECLARE
+    home text := (SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector');
+BEGIN
+    EXECUTE format($function$
+-- A vector from its text, '[…]'.
+CREATE FUNCTION agent_private.as_vector(digits text)
+RETURNS %1$I.vector
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN digits::%1$I.vector
+    $function$, home);
+    EXECUTE format($function$
+-- The cosine distance of two vectors.
+CREATE FUNCTION agent_private.vector_distance(one %1$I.vector, other %1$I.vector)
+RETURNS double precision
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN one OPERATOR(%1$I.<=>) other
+    $function$, home);
+    EXECUTE format($function$
+-- How many numbers a vector has.
+CREATE FUNCTION agent_private.vector_dimensions(one %1$I.vector)
+RETURNS integer
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN %1$I.vector_dims(one)
+    $function$, home);
 END
 $$;
 
@@ -1073,20 +1116,49 @@ BEGIN
 END
 $$;
 
--- Attach evidence; an item that is there already is kept as it is.
-CREATE FUNCTION agent_private.attach_evidence(target public.agent_memory, evidence jsonb)
-RETURNS void
-LANGUAGE sql
+-- Those of some runs that are recorded for another user of the tenant. It looks past the caller's reach and gives it back.
+CREATE FUNCTION agent_private.runs_of_others(run_ids text[])
+RETURNS text[]
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    reach text := current_setting('agent.reach');
+    found text[];
+BEGIN
+    PERFORM set_config('agent.reach', 'tenant', true);
+    SELECT coalesce(array_agg(r.run_id), '{}') INTO found
+    FROM public.agent_run r
+    WHERE r.tenant_id = current_setting('agent.tenant_id') AND r.run_id = ANY (run_ids)
+      AND r.user_id IS DISTINCT FROM current_setting('agent.user_id');
+    PERFORM set_config('agent.reach', reach, true);
+    RETURN found;
+END
+$$;
+
+-- Attach evidence; an item that is there already is kept as it is. A run may not be recorded yet, because tools write
+-- during it; what names a run of somebody else is dropped.
+CREATE FUNCTION agent_private.attach_evidence(target public.agent_memory, evidence jsonb)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    of_others text[];
+BEGIN
+    IF coalesce(evidence, '[]') = '[]' THEN
+        RETURN;
+    END IF;
+    of_others := agent_private.runs_of_others(ARRAY(SELECT DISTINCT e ->> 'run_id' FROM jsonb_array_elements(evidence) AS e));
     INSERT INTO public.agent_memory_evidence
         (tenant_id, memory_id, version, scope, owner_id, run_id, message_id, tool_call_id, quote)
     SELECT target.tenant_id, target.memory_id, target.version, target.scope, target.owner_id,
            e ->> 'run_id', agent_private.short_id(coalesce(e ->> 'message_id', '')),
            agent_private.short_id(coalesce(e ->> 'tool_call_id', '')), left(coalesce(e ->> 'quote', ''), 1000)
-    FROM jsonb_array_elements(coalesce(evidence, '[]')) AS e
-    WHERE e ->> 'run_id' IS NOT NULL
+    FROM jsonb_array_elements(evidence) AS e
+    WHERE e ->> 'run_id' IS NOT NULL AND NOT e ->> 'run_id' = ANY (of_others)
     ON CONFLICT DO NOTHING;
+END
 $$;
 
 -- Write one memory as a new row: a new memory, a new version, or nothing where the text is known already.
@@ -1274,7 +1346,7 @@ CREATE TABLE public.agent_run (
     messages jsonb NOT NULL DEFAULT '[]' CHECK (jsonb_typeof(messages) = 'array'),
     tool_errors jsonb NOT NULL DEFAULT '[]' CHECK (jsonb_typeof(tool_errors) = 'array'),
     error text,
-    facts jsonb NOT NULL DEFAULT '{}',
+    facts jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(facts) = 'object'),
     started_at timestamptz NOT NULL DEFAULT now(),
     finished_at timestamptz NOT NULL DEFAULT now(),
     recorded_at timestamptz NOT NULL DEFAULT now(),
@@ -1387,26 +1459,95 @@ REVOKE ALL ON FUNCTION agent_private.enqueue_learning(text, text, text, text, te
 GRANT EXECUTE ON FUNCTION agent_private.enqueue_learning(text, text, text, text, text, interval) TO agent_app;
 
 -- Messages of two deliveries of one run: those of the first in their order, changed where the second knows better,
--- then what is new.
+-- then what is new. The planner guesses a hundred messages; were there as few, a nested loop would do.
 CREATE FUNCTION agent_private.merge_messages(earlier jsonb, later jsonb)
 RETURNS jsonb
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
+SET enable_nestloop = off
 AS $$
+    WITH known AS MATERIALIZED (
+        SELECT e.message, e.position, e.message ->> 'message_id' AS message_id
+        FROM jsonb_array_elements(earlier) WITH ORDINALITY AS e (message, position)
+    ), given AS MATERIALIZED (
+        SELECT e.message, e.position, e.message ->> 'message_id' AS message_id
+        FROM jsonb_array_elements(later) WITH ORDINALITY AS e (message, position)
+    ), better AS MATERIALIZED (
+        SELECT DISTINCT ON (g.message_id) g.message_id, g.message FROM given g ORDER BY g.message_id, g.position
+    )
     SELECT coalesce(jsonb_agg(m.message ORDER BY m.part, m.position), '[]')
     FROM (
-        SELECT 1 AS part, e.position, coalesce(l.message, e.message) AS message
-        FROM jsonb_array_elements(earlier) WITH ORDINALITY AS e (message, position)
-        LEFT JOIN LATERAL (
-            SELECT x.message FROM jsonb_array_elements(later) AS x (message)
-            WHERE x.message ->> 'message_id' = e.message ->> 'message_id' LIMIT 1) AS l ON true
+        SELECT 1 AS part, k.position, coalesce(b.message, k.message) AS message
+        FROM known k LEFT JOIN better b ON b.message_id = k.message_id
         UNION ALL
-        SELECT 2, n.position, n.message
-        FROM jsonb_array_elements(later) WITH ORDINALITY AS n (message, position)
-        WHERE NOT EXISTS (
-            SELECT FROM jsonb_array_elements(earlier) AS x (message)
-            WHERE x.message ->> 'message_id' = n.message ->> 'message_id')
+        SELECT 2, g.position, g.message
+        FROM given g
+        WHERE NOT EXISTS (SELECT FROM known k WHERE k.message_id = g.message_id)
     ) AS m;
+$$;
+
+-- What is wrong with a run that is handed in, in words; NULL where it can be kept. What is kept is read by programs that
+-- lean on its form: one run of another form would break the listing of all.
+CREATE FUNCTION agent_private.fault_of_run(run jsonb)
+RETURNS text
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    part text;
+BEGIN
+    IF coalesce(run ->> 'run_id', '') !~ '\S' THEN
+        RETURN 'a run needs a run_id';
+    END IF;
+    -- As Identity has it: a longer one could be recorded and never be learned.
+    FOREACH part IN ARRAY ARRAY['run_id', 'session_id', 'agent_id'] LOOP
+        IF length(run ->> part) > 512 OR octet_length(run ->> part) > 800 THEN
+            RETURN format('the %s of a run has at most 512 characters and 800 bytes', part);
+        END IF;
+    END LOOP;
+    IF run ? 'facts' AND jsonb_typeof(run -> 'facts') <> 'object' THEN
+        RETURN 'the facts of a run are an object';
+    END IF;
+    FOREACH part IN ARRAY ARRAY['messages', 'tool_errors', 'exposures', 'outcomes'] LOOP
+        IF run ? part AND jsonb_typeof(run -> part) <> 'array' THEN
+            RETURN format('the %s of a run are a list of objects', part);
+        END IF;
+        IF EXISTS (SELECT FROM jsonb_array_elements(run -> part) AS e WHERE jsonb_typeof(e) <> 'object') THEN
+            RETURN format('the %s of a run are a list of objects', part);
+        END IF;
+    END LOOP;
+    IF jsonb_array_length(run -> 'messages') > 20000 THEN
+        RETURN 'a run has at most 20,000 messages';
+    END IF;
+    IF EXISTS (SELECT FROM jsonb_array_elements(run -> 'messages') AS m
+               WHERE m ->> 'message_id' IS NULL OR m ->> 'role' IS NULL) THEN
+        RETURN 'every message of a run needs a message_id and a role';
+    END IF;
+    IF EXISTS (SELECT FROM jsonb_array_elements(run -> 'messages') AS m
+               WHERE jsonb_typeof(m -> 'message_id') <> 'string' OR jsonb_typeof(m -> 'role') <> 'string'
+                  OR jsonb_typeof(m -> 'content') IS DISTINCT FROM 'string'
+                  OR coalesce(jsonb_typeof(m -> 'name'), 'null') NOT IN ('string', 'null')
+                  OR coalesce(jsonb_typeof(m -> 'tool_call_id'), 'null') NOT IN ('string', 'null')) THEN
+        RETURN 'message_id, role, content, name and tool_call_id of a message are texts';
+    END IF;
+    IF EXISTS (SELECT FROM jsonb_array_elements(run -> 'messages') AS m
+               WHERE m ? 'tool_calls'
+                 AND CASE WHEN jsonb_typeof(m -> 'tool_calls') <> 'array' THEN true
+                          ELSE EXISTS (SELECT FROM jsonb_array_elements(m -> 'tool_calls') AS c
+                                       WHERE jsonb_typeof(c -> 'name') IS DISTINCT FROM 'string') END) THEN
+        RETURN 'the tool_calls of a message are a list of objects with a name';
+    END IF;
+    IF EXISTS (SELECT FROM jsonb_array_elements(run -> 'tool_errors') AS e
+               WHERE jsonb_typeof(e -> 'tool') IS DISTINCT FROM 'string'
+                  OR jsonb_typeof(e -> 'message') IS DISTINCT FROM 'string') THEN
+        RETURN 'every tool error of a run needs a tool and a message, as texts';
+    END IF;
+    IF EXISTS (SELECT FROM jsonb_array_elements(run -> 'exposures') AS e
+               WHERE e ->> 'memory_id' IS NULL OR e ->> 'version' IS NULL) THEN
+        RETURN 'every exposure of a run needs a memory_id and a version';
+    END IF;
+    RETURN NULL;
+END
 $$;
 
 -- Store one run; the work of record_run and import_runs.
@@ -1419,15 +1560,13 @@ AS $$
 DECLARE
     tenant text := current_setting('agent.tenant_id');
     person text := nullif(current_setting('agent.user_id'), '');
+    fault text := agent_private.fault_of_run(run);
     status_before text;
+    all_messages jsonb;
     recorded boolean;
 BEGIN
-    IF coalesce(run ->> 'run_id', '') = '' THEN
-        PERFORM agent_private.refuse('PT422', 'a run needs a run_id');
-    END IF;
-    IF EXISTS (SELECT FROM jsonb_array_elements(coalesce(run -> 'messages', '[]')) AS m
-               WHERE m ->> 'message_id' IS NULL OR m ->> 'role' IS NULL) THEN
-        PERFORM agent_private.refuse('PT422', 'every message of a run needs a message_id and a role');
+    IF fault IS NOT NULL THEN
+        PERFORM agent_private.refuse('PT422', fault);
     END IF;
     INSERT INTO public.agent_run AS r (
         tenant_id, run_id, user_id, session_id, agent_id, status, source, messages, tool_errors, error, facts,
@@ -1441,7 +1580,7 @@ BEGIN
     ON CONFLICT (tenant_id, run_id) DO NOTHING;
     recorded := FOUND;
     IF NOT recorded THEN
-        SELECT r.status INTO status_before FROM public.agent_run r
+        SELECT r.status, r.messages INTO status_before, all_messages FROM public.agent_run r
         WHERE r.tenant_id = tenant AND r.run_id = run ->> 'run_id' AND r.user_id IS NOT DISTINCT FROM person
         FOR UPDATE;
         IF NOT FOUND THEN
@@ -1450,9 +1589,13 @@ BEGIN
         -- A pause may end in anything, a failure only in a retry that went through; what is final stays.
         IF (status_before = 'interrupted')
            OR (status_before IN ('failed', 'cancelled') AND run ->> 'status' IN ('completed', 'blocked')) THEN
+            all_messages := agent_private.merge_messages(all_messages, coalesce(run -> 'messages', '[]'));
+            IF jsonb_array_length(all_messages) > 20000 THEN
+                PERFORM agent_private.refuse('PT422', 'a run has at most 20,000 messages');
+            END IF;
             UPDATE public.agent_run r SET
                 status = run ->> 'status',
-                messages = agent_private.merge_messages(r.messages, coalesce(run -> 'messages', '[]')),
+                messages = all_messages,
                 tool_errors = (SELECT coalesce(jsonb_agg(DISTINCT e), '[]') FROM jsonb_array_elements(
                     r.tool_errors || coalesce(run -> 'tool_errors', '[]')) AS e),
                 error = run ->> 'error',
@@ -1463,8 +1606,15 @@ BEGIN
         END IF;
     END IF;
     INSERT INTO public.agent_exposure (tenant_id, run_id, user_id, memory_id, version, position)
-    SELECT tenant, run ->> 'run_id', person, (e.item ->> 'memory_id')::uuid, (e.item ->> 'version')::integer, e.position
+    SELECT tenant, run ->> 'run_id', person, m.memory_id, m.version, e.position
     FROM jsonb_array_elements(coalesce(run -> 'exposures', '[]')) WITH ORDINALITY AS e (item, position)
+    -- What this user could not have been shown was not shown. The limit makes it one look at the primary key each.
+    CROSS JOIN LATERAL (
+        SELECT s.memory_id, s.version FROM public.agent_memory s
+        WHERE s.tenant_id = tenant AND s.memory_id = (e.item ->> 'memory_id')::uuid
+          AND s.version = (e.item ->> 'version')::integer
+          AND (s.scope, s.owner_id) IN (('user', person), ('agent', run ->> 'agent_id'), ('tenant', ''))
+        LIMIT 1) AS m
     ON CONFLICT DO NOTHING;
     INSERT INTO public.agent_outcome (tenant_id, run_id, user_id, kind, succeeded, score, details)
     SELECT tenant, run ->> 'run_id', person, o ->> 'kind', (o ->> 'succeeded')::boolean, (o ->> 'score')::double precision,
@@ -1486,12 +1636,13 @@ $$;
 -- Idempotent by run_id. run: run_id, status, session_id?, agent_id?, messages, tool_errors?, error?, facts?,
 -- exposures? [{memory_id, version}], outcomes?, started_at?, finished_at?,
 -- queue? (default learning), quiet_seconds? (default 20), durable? (false: the whole transaction does not wait for the
--- disk).
+-- disk). Exposures of memories that the user cannot see are dropped. The queue, its time and the outcomes are a server's
+-- to say: those of a caller with a user's token are passed over.
 -- Returns {run_id, recorded, status}; recorded is false where this was known already.
 CREATE FUNCTION public.record_run(identity jsonb, run jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -1507,6 +1658,9 @@ BEGIN
     IF run ->> 'durable' = 'false' THEN
         PERFORM set_config('synchronous_commit', 'off', true);
     END IF;
+    IF current_setting('agent.reach') = 'claims' THEN
+        run := run - '{queue,quiet_seconds,outcomes}'::text[];
+    END IF;
     receipt := agent_private.store_run(
         run || jsonb_strip_nulls(jsonb_build_object('session_id', identity ->> 'session_id', 'agent_id', identity ->> 'agent_id')),
         'live');
@@ -1520,7 +1674,7 @@ $$;
 CREATE FUNCTION public.import_runs(identity jsonb, runs jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -1552,7 +1706,7 @@ $$;
 CREATE FUNCTION public.list_runs(identity jsonb, wanted jsonb DEFAULT '{}', run_limit integer DEFAULT 50, run_offset integer DEFAULT 0)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -1593,7 +1747,7 @@ $$;
 CREATE FUNCTION public.get_run(identity jsonb, the_run_id text)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -1610,13 +1764,16 @@ BEGIN
         'exposures', (SELECT coalesce(jsonb_agg(jsonb_build_object('memory_id', e.memory_id, 'version', e.version, 'content', m.content)
                                                 ORDER BY e.position), '[]')
                       FROM public.agent_exposure e
-                      LEFT JOIN public.agent_memory m USING (tenant_id, memory_id, version)
+                      LEFT JOIN public.agent_memory m
+                          ON m.tenant_id = e.tenant_id AND m.memory_id = e.memory_id AND m.version = e.version
+                          AND (m.scope, m.owner_id) IN (('user', r.user_id), ('agent', r.agent_id), ('tenant', ''))
                       WHERE e.tenant_id = r.tenant_id AND e.run_id = r.run_id),
         'learned', (SELECT coalesce(jsonb_agg(DISTINCT jsonb_build_object('memory_id', m.memory_id, 'version', m.version,
                                                                           'store', m.store, 'content', m.content)), '[]')
                     FROM public.agent_memory_evidence v
                     JOIN public.agent_memory m USING (tenant_id, memory_id, version)
-                    WHERE v.tenant_id = r.tenant_id AND v.run_id = r.run_id))
+                    WHERE v.tenant_id = r.tenant_id AND v.run_id = r.run_id
+                      AND (m.scope <> 'user' OR m.owner_id = r.user_id)))
     INTO found
     FROM public.agent_run r
     WHERE r.tenant_id = identity ->> 'tenant_id' AND r.run_id = the_run_id;
@@ -1638,7 +1795,7 @@ CREATE FUNCTION agent_private.rank_memories(
     question text, question_embedding vector, embedding_model text, session_now text, memory_limit integer)
 RETURNS TABLE (item jsonb, matched boolean)
 LANGUAGE plpgsql ROWS 40
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
@@ -1677,12 +1834,12 @@ BEGIN
         ORDER BY points DESC, h.memory_number DESC LIMIT 100
     ), by_vector AS (
         -- The cosine of a vector of zeros is no number.
-        SELECT e.memory_number, coalesce(1 - nullif(e.embedding <=> question_embedding, 'NaN'), 0) AS points
+        SELECT e.memory_number, coalesce(1 - nullif(agent_private.vector_distance(e.embedding, question_embedding), 'NaN'), 0) AS points
         FROM public.agent_memory_embedding e
         WHERE question_embedding IS NOT NULL
           AND e.tenant_id = tenant AND e.scope = 'user' AND e.owner_id = person
-          AND e.model = embedding_model AND e.dimensions = vector_dims(question_embedding)
-        ORDER BY e.embedding <=> question_embedding LIMIT 100
+          AND e.model = embedding_model AND e.dimensions = agent_private.vector_dimensions(question_embedding)
+        ORDER BY agent_private.vector_distance(e.embedding, question_embedding) LIMIT 100
     ), newest AS (
         SELECT m.memory_number
         FROM public.agent_memory m
@@ -1730,7 +1887,7 @@ CREATE FUNCTION public.recall_context(
     memory_limit integer DEFAULT 40, question_embedding text DEFAULT NULL, embedding_model text DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
@@ -1760,7 +1917,7 @@ BEGIN
     IF 'user_memory' = ANY (stores) THEN
         SELECT coalesce(jsonb_agg(r.item ORDER BY r.place), '[]') INTO memories
         FROM agent_private.rank_memories(
-            question, question_embedding::vector, embedding_model, identity ->> 'session_id', memory_limit)
+            question, agent_private.as_vector(question_embedding), embedding_model, identity ->> 'session_id', memory_limit)
             WITH ORDINALITY AS r (item, matched, place);
     END IF;
     PERFORM agent_private.leave(previous);
@@ -1778,7 +1935,7 @@ CREATE FUNCTION public.match_memories(
     embedding_model text DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
@@ -1791,7 +1948,7 @@ BEGIN
         RETURN '[]';
     END IF;
     SELECT coalesce(jsonb_agg(r.item ORDER BY r.place), '[]') INTO found
-    FROM agent_private.rank_memories(question, question_embedding::vector, embedding_model, NULL, memory_limit)
+    FROM agent_private.rank_memories(question, agent_private.as_vector(question_embedding), embedding_model, NULL, memory_limit)
         WITH ORDINALITY AS r (item, matched, place)
     WHERE r.matched;
     PERFORM agent_private.leave(previous);
@@ -1808,7 +1965,7 @@ $$;
 CREATE FUNCTION public.pending_learning(identity jsonb, run_limit integer DEFAULT 20, memory_limit integer DEFAULT 40)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -1853,7 +2010,7 @@ $$;
 CREATE FUNCTION public.apply_learning(identity jsonb, run_ids text[], operations jsonb, expected_version bigint, limits jsonb DEFAULT '{}')
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -1905,7 +2062,7 @@ CREATE FUNCTION public.memories_without_embedding(
     identity jsonb, model text, memory_limit integer DEFAULT 100, dimensions integer DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -1935,7 +2092,7 @@ $$;
 CREATE FUNCTION public.store_embeddings(identity jsonb, model text, embeddings jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -1949,7 +2106,7 @@ BEGIN
     END IF;
     INSERT INTO public.agent_memory_embedding (tenant_id, scope, owner_id, memory_number, model, dimensions, embedding)
     SELECT m.tenant_id, m.scope, m.owner_id, m.memory_number, store_embeddings.model,
-           vector_dims((e ->> 'embedding')::vector), (e ->> 'embedding')::vector
+           agent_private.vector_dimensions(agent_private.as_vector(e ->> 'embedding')), agent_private.as_vector(e ->> 'embedding')
     FROM jsonb_array_elements(embeddings) AS e
     JOIN public.agent_memory m ON m.memory_number = (e ->> 'memory_number')::bigint
     WHERE m.tenant_id = current_setting('agent.tenant_id') AND m.scope = 'user'
@@ -1995,7 +2152,7 @@ GRANT EXECUTE ON FUNCTION agent_private.expedite_jobs(text[]) TO agent_app;
 CREATE FUNCTION public.expedite_learning(sessions jsonb)
 RETURNS jsonb
 LANGUAGE sql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT agent_private.expedite_jobs(ARRAY(
         SELECT agent_private.learning_key(s ->> 'tenant_id', s ->> 'user_id', s ->> 'session_id')
@@ -2006,7 +2163,7 @@ $$;
 CREATE FUNCTION agent_private.queue_state(the_queue text)
 RETURNS jsonb
 LANGUAGE sql STABLE SECURITY DEFINER
-SET search_path = pg_catalog, agent_queue, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT jsonb_build_object(
         'workers', (SELECT count(*) FROM agent_queue.procrastinate_workers WHERE last_heartbeat > now() - interval '30 seconds'),
@@ -2021,7 +2178,7 @@ GRANT EXECUTE ON FUNCTION agent_private.queue_state(text) TO agent_app;
 CREATE FUNCTION public.queue_state(the_queue text)
 RETURNS jsonb
 LANGUAGE sql SECURITY DEFINER
-SET search_path = pg_catalog, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT agent_private.queue_state(the_queue);
 $$;
@@ -2087,7 +2244,7 @@ GRANT EXECUTE ON FUNCTION agent_private.rescue_jobs(double precision) TO agent_a
 CREATE FUNCTION public.retry_learning(identity jsonb, the_queue text, delay_seconds double precision, attempt integer)
 RETURNS jsonb
 LANGUAGE sql SECURITY DEFINER
-SET search_path = pg_catalog, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT to_jsonb(agent_private.reorder_learning(agent_private.document(identity), the_queue, delay_seconds, attempt));
 $$;
@@ -2096,7 +2253,7 @@ $$;
 CREATE FUNCTION public.rescue_learning(stalled_seconds double precision)
 RETURNS jsonb
 LANGUAGE sql SECURITY DEFINER
-SET search_path = pg_catalog, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT to_jsonb(agent_private.rescue_jobs(stalled_seconds));
 $$;
@@ -2110,7 +2267,7 @@ $$;
 CREATE FUNCTION public.upsert_learning(identity jsonb, learning jsonb, memory_limit integer DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -2136,7 +2293,7 @@ $$;
 CREATE FUNCTION public.upsert_learnings(identity jsonb, learnings jsonb, limits jsonb DEFAULT '{}')
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -2168,7 +2325,7 @@ $$;
 CREATE FUNCTION public.get_learning(identity jsonb, the_memory_id uuid)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -2202,7 +2359,7 @@ $$;
 CREATE FUNCTION public.get_learnings(identity jsonb, wanted jsonb DEFAULT '{}', memory_limit integer DEFAULT 100, memory_offset integer DEFAULT 0)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -2260,7 +2417,7 @@ $$;
 CREATE FUNCTION public.delete_learning(identity jsonb, the_memory_id uuid)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -2281,7 +2438,7 @@ $$;
 CREATE FUNCTION public.delete_learnings(identity jsonb, the_memory_ids uuid[])
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -2302,7 +2459,7 @@ $$;
 CREATE FUNCTION public.clear_learnings(identity jsonb, the_store text DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -2327,7 +2484,7 @@ $$;
 CREATE FUNCTION public.erase_user(identity jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -2390,7 +2547,7 @@ GRANT EXECUTE ON FUNCTION agent_private.forget_jobs(text, text) TO agent_app;
 CREATE FUNCTION public.list_users(identity jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -2415,7 +2572,7 @@ $$;
 CREATE FUNCTION public.learning_status(identity jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -2441,7 +2598,7 @@ $$;
 CREATE FUNCTION agent_private.queue_status()
 RETURNS jsonb
 LANGUAGE sql STABLE SECURITY DEFINER
-SET search_path = pg_catalog, agent_queue, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT jsonb_build_object(
         'jobs_waiting', (SELECT count(*) FROM agent_queue.procrastinate_jobs WHERE status = 'todo'),

@@ -105,7 +105,7 @@ END
 $$;
 REVOKE ALL ON FUNCTION agent_private.publish(regprocedure, text) FROM PUBLIC;
 
--- Close a table to everybody but the storage functions and hold those to row level security.
+-- Close a table and its sequences to everybody but the storage functions and hold those to row level security.
 CREATE OR REPLACE FUNCTION agent_private.guard(target regclass)
 RETURNS void
 LANGUAGE plpgsql
@@ -113,12 +113,24 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     other text;
+    sequence regclass;
 BEGIN
     EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', target);
     EXECUTE format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', target);
     EXECUTE format('REVOKE ALL ON TABLE %s FROM PUBLIC', target);
     FOR other IN SELECT rolname FROM pg_roles WHERE rolname IN ('anon', 'authenticated', 'service_role') LOOP
         EXECUTE format('REVOKE ALL ON TABLE %s FROM %I', target, other);
+    END LOOP;
+    -- Supabase grants new sequences of schema public too; an identity column needs no right on its own.
+    FOR sequence IN
+        SELECT c.oid::regclass FROM pg_depend d JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'S'
+        WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = target
+          AND d.deptype IN ('a', 'i')
+    LOOP
+        EXECUTE format('REVOKE ALL ON SEQUENCE %s FROM PUBLIC', sequence);
+        FOR other IN SELECT rolname FROM pg_roles WHERE rolname IN ('anon', 'authenticated', 'service_role') LOOP
+            EXECUTE format('REVOKE ALL ON SEQUENCE %s FROM %I', sequence, other);
+        END LOOP;
     END LOOP;
     EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE %s TO agent_app', target);
 END
@@ -202,5 +214,36 @@ AS $$
 BEGIN
     -- PT403 nobody; PT409 changed meanwhile; PT404 not found; PT422 invalid
     RAISE EXCEPTION '%', message USING ERRCODE = code;
+END
+$$;
+
+-- What we need of pgvector, wherever it is installed: storage functions look for names in pg_catalog alone, so that
+-- nobody who may create things in another schema puts theirs in the place of ours. Without a search_path of their
+-- own, so that the planner puts their expression in the place of the call; they are read here, once, and name everything.
+DO $$
+DECLARE
+    home text := (SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector');
+BEGIN
+    EXECUTE format($function$
+-- A vector from its text, '[…]'.
+CREATE FUNCTION agent_private.as_vector(digits text)
+RETURNS %1$I.vector
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN digits::%1$I.vector
+    $function$, home);
+    EXECUTE format($function$
+-- The cosine distance of two vectors.
+CREATE FUNCTION agent_private.vector_distance(one %1$I.vector, other %1$I.vector)
+RETURNS double precision
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN one OPERATOR(%1$I.<=>) other
+    $function$, home);
+    EXECUTE format($function$
+-- How many numbers a vector has.
+CREATE FUNCTION agent_private.vector_dimensions(one %1$I.vector)
+RETURNS integer
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN %1$I.vector_dims(one)
+    $function$, home);
 END
 $$;

@@ -242,20 +242,49 @@ BEGIN
 END
 $$;
 
--- Attach evidence; an item that is there already is kept as it is.
-CREATE FUNCTION agent_private.attach_evidence(target public.agent_memory, evidence jsonb)
-RETURNS void
-LANGUAGE sql
+-- Those of some runs that are recorded for another user of the tenant. It looks past the caller's reach and gives it back.
+CREATE FUNCTION agent_private.runs_of_others(run_ids text[])
+RETURNS text[]
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    reach text := current_setting('agent.reach');
+    found text[];
+BEGIN
+    PERFORM set_config('agent.reach', 'tenant', true);
+    SELECT coalesce(array_agg(r.run_id), '{}') INTO found
+    FROM public.agent_run r
+    WHERE r.tenant_id = current_setting('agent.tenant_id') AND r.run_id = ANY (run_ids)
+      AND r.user_id IS DISTINCT FROM current_setting('agent.user_id');
+    PERFORM set_config('agent.reach', reach, true);
+    RETURN found;
+END
+$$;
+
+-- Attach evidence; an item that is there already is kept as it is. A run may not be recorded yet, because tools write
+-- during it; what names a run of somebody else is dropped.
+CREATE FUNCTION agent_private.attach_evidence(target public.agent_memory, evidence jsonb)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    of_others text[];
+BEGIN
+    IF coalesce(evidence, '[]') = '[]' THEN
+        RETURN;
+    END IF;
+    of_others := agent_private.runs_of_others(ARRAY(SELECT DISTINCT e ->> 'run_id' FROM jsonb_array_elements(evidence) AS e));
     INSERT INTO public.agent_memory_evidence
         (tenant_id, memory_id, version, scope, owner_id, run_id, message_id, tool_call_id, quote)
     SELECT target.tenant_id, target.memory_id, target.version, target.scope, target.owner_id,
            e ->> 'run_id', agent_private.short_id(coalesce(e ->> 'message_id', '')),
            agent_private.short_id(coalesce(e ->> 'tool_call_id', '')), left(coalesce(e ->> 'quote', ''), 1000)
-    FROM jsonb_array_elements(coalesce(evidence, '[]')) AS e
-    WHERE e ->> 'run_id' IS NOT NULL
+    FROM jsonb_array_elements(evidence) AS e
+    WHERE e ->> 'run_id' IS NOT NULL AND NOT e ->> 'run_id' = ANY (of_others)
     ON CONFLICT DO NOTHING;
+END
 $$;
 
 -- Write one memory as a new row: a new memory, a new version, or nothing where the text is known already.

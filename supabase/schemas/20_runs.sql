@@ -11,7 +11,7 @@ CREATE TABLE public.agent_run (
     messages jsonb NOT NULL DEFAULT '[]' CHECK (jsonb_typeof(messages) = 'array'),
     tool_errors jsonb NOT NULL DEFAULT '[]' CHECK (jsonb_typeof(tool_errors) = 'array'),
     error text,
-    facts jsonb NOT NULL DEFAULT '{}',
+    facts jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(facts) = 'object'),
     started_at timestamptz NOT NULL DEFAULT now(),
     finished_at timestamptz NOT NULL DEFAULT now(),
     recorded_at timestamptz NOT NULL DEFAULT now(),
@@ -124,26 +124,95 @@ REVOKE ALL ON FUNCTION agent_private.enqueue_learning(text, text, text, text, te
 GRANT EXECUTE ON FUNCTION agent_private.enqueue_learning(text, text, text, text, text, interval) TO agent_app;
 
 -- Messages of two deliveries of one run: those of the first in their order, changed where the second knows better,
--- then what is new.
+-- then what is new. The planner guesses a hundred messages; were there as few, a nested loop would do.
 CREATE FUNCTION agent_private.merge_messages(earlier jsonb, later jsonb)
 RETURNS jsonb
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
+SET enable_nestloop = off
 AS $$
+    WITH known AS MATERIALIZED (
+        SELECT e.message, e.position, e.message ->> 'message_id' AS message_id
+        FROM jsonb_array_elements(earlier) WITH ORDINALITY AS e (message, position)
+    ), given AS MATERIALIZED (
+        SELECT e.message, e.position, e.message ->> 'message_id' AS message_id
+        FROM jsonb_array_elements(later) WITH ORDINALITY AS e (message, position)
+    ), better AS MATERIALIZED (
+        SELECT DISTINCT ON (g.message_id) g.message_id, g.message FROM given g ORDER BY g.message_id, g.position
+    )
     SELECT coalesce(jsonb_agg(m.message ORDER BY m.part, m.position), '[]')
     FROM (
-        SELECT 1 AS part, e.position, coalesce(l.message, e.message) AS message
-        FROM jsonb_array_elements(earlier) WITH ORDINALITY AS e (message, position)
-        LEFT JOIN LATERAL (
-            SELECT x.message FROM jsonb_array_elements(later) AS x (message)
-            WHERE x.message ->> 'message_id' = e.message ->> 'message_id' LIMIT 1) AS l ON true
+        SELECT 1 AS part, k.position, coalesce(b.message, k.message) AS message
+        FROM known k LEFT JOIN better b ON b.message_id = k.message_id
         UNION ALL
-        SELECT 2, n.position, n.message
-        FROM jsonb_array_elements(later) WITH ORDINALITY AS n (message, position)
-        WHERE NOT EXISTS (
-            SELECT FROM jsonb_array_elements(earlier) AS x (message)
-            WHERE x.message ->> 'message_id' = n.message ->> 'message_id')
+        SELECT 2, g.position, g.message
+        FROM given g
+        WHERE NOT EXISTS (SELECT FROM known k WHERE k.message_id = g.message_id)
     ) AS m;
+$$;
+
+-- What is wrong with a run that is handed in, in words; NULL where it can be kept. What is kept is read by programs that
+-- lean on its form: one run of another form would break the listing of all.
+CREATE FUNCTION agent_private.fault_of_run(run jsonb)
+RETURNS text
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    part text;
+BEGIN
+    IF coalesce(run ->> 'run_id', '') !~ '\S' THEN
+        RETURN 'a run needs a run_id';
+    END IF;
+    -- As Identity has it: a longer one could be recorded and never be learned.
+    FOREACH part IN ARRAY ARRAY['run_id', 'session_id', 'agent_id'] LOOP
+        IF length(run ->> part) > 512 OR octet_length(run ->> part) > 800 THEN
+            RETURN format('the %s of a run has at most 512 characters and 800 bytes', part);
+        END IF;
+    END LOOP;
+    IF run ? 'facts' AND jsonb_typeof(run -> 'facts') <> 'object' THEN
+        RETURN 'the facts of a run are an object';
+    END IF;
+    FOREACH part IN ARRAY ARRAY['messages', 'tool_errors', 'exposures', 'outcomes'] LOOP
+        IF run ? part AND jsonb_typeof(run -> part) <> 'array' THEN
+            RETURN format('the %s of a run are a list of objects', part);
+        END IF;
+        IF EXISTS (SELECT FROM jsonb_array_elements(run -> part) AS e WHERE jsonb_typeof(e) <> 'object') THEN
+            RETURN format('the %s of a run are a list of objects', part);
+        END IF;
+    END LOOP;
+    IF jsonb_array_length(run -> 'messages') > 20000 THEN
+        RETURN 'a run has at most 20,000 messages';
+    END IF;
+    IF EXISTS (SELECT FROM jsonb_array_elements(run -> 'messages') AS m
+               WHERE m ->> 'message_id' IS NULL OR m ->> 'role' IS NULL) THEN
+        RETURN 'every message of a run needs a message_id and a role';
+    END IF;
+    IF EXISTS (SELECT FROM jsonb_array_elements(run -> 'messages') AS m
+               WHERE jsonb_typeof(m -> 'message_id') <> 'string' OR jsonb_typeof(m -> 'role') <> 'string'
+                  OR jsonb_typeof(m -> 'content') IS DISTINCT FROM 'string'
+                  OR coalesce(jsonb_typeof(m -> 'name'), 'null') NOT IN ('string', 'null')
+                  OR coalesce(jsonb_typeof(m -> 'tool_call_id'), 'null') NOT IN ('string', 'null')) THEN
+        RETURN 'message_id, role, content, name and tool_call_id of a message are texts';
+    END IF;
+    IF EXISTS (SELECT FROM jsonb_array_elements(run -> 'messages') AS m
+               WHERE m ? 'tool_calls'
+                 AND CASE WHEN jsonb_typeof(m -> 'tool_calls') <> 'array' THEN true
+                          ELSE EXISTS (SELECT FROM jsonb_array_elements(m -> 'tool_calls') AS c
+                                       WHERE jsonb_typeof(c -> 'name') IS DISTINCT FROM 'string') END) THEN
+        RETURN 'the tool_calls of a message are a list of objects with a name';
+    END IF;
+    IF EXISTS (SELECT FROM jsonb_array_elements(run -> 'tool_errors') AS e
+               WHERE jsonb_typeof(e -> 'tool') IS DISTINCT FROM 'string'
+                  OR jsonb_typeof(e -> 'message') IS DISTINCT FROM 'string') THEN
+        RETURN 'every tool error of a run needs a tool and a message, as texts';
+    END IF;
+    IF EXISTS (SELECT FROM jsonb_array_elements(run -> 'exposures') AS e
+               WHERE e ->> 'memory_id' IS NULL OR e ->> 'version' IS NULL) THEN
+        RETURN 'every exposure of a run needs a memory_id and a version';
+    END IF;
+    RETURN NULL;
+END
 $$;
 
 -- Store one run; the work of record_run and import_runs.
@@ -156,15 +225,13 @@ AS $$
 DECLARE
     tenant text := current_setting('agent.tenant_id');
     person text := nullif(current_setting('agent.user_id'), '');
+    fault text := agent_private.fault_of_run(run);
     status_before text;
+    all_messages jsonb;
     recorded boolean;
 BEGIN
-    IF coalesce(run ->> 'run_id', '') = '' THEN
-        PERFORM agent_private.refuse('PT422', 'a run needs a run_id');
-    END IF;
-    IF EXISTS (SELECT FROM jsonb_array_elements(coalesce(run -> 'messages', '[]')) AS m
-               WHERE m ->> 'message_id' IS NULL OR m ->> 'role' IS NULL) THEN
-        PERFORM agent_private.refuse('PT422', 'every message of a run needs a message_id and a role');
+    IF fault IS NOT NULL THEN
+        PERFORM agent_private.refuse('PT422', fault);
     END IF;
     INSERT INTO public.agent_run AS r (
         tenant_id, run_id, user_id, session_id, agent_id, status, source, messages, tool_errors, error, facts,
@@ -178,7 +245,7 @@ BEGIN
     ON CONFLICT (tenant_id, run_id) DO NOTHING;
     recorded := FOUND;
     IF NOT recorded THEN
-        SELECT r.status INTO status_before FROM public.agent_run r
+        SELECT r.status, r.messages INTO status_before, all_messages FROM public.agent_run r
         WHERE r.tenant_id = tenant AND r.run_id = run ->> 'run_id' AND r.user_id IS NOT DISTINCT FROM person
         FOR UPDATE;
         IF NOT FOUND THEN
@@ -187,9 +254,13 @@ BEGIN
         -- A pause may end in anything, a failure only in a retry that went through; what is final stays.
         IF (status_before = 'interrupted')
            OR (status_before IN ('failed', 'cancelled') AND run ->> 'status' IN ('completed', 'blocked')) THEN
+            all_messages := agent_private.merge_messages(all_messages, coalesce(run -> 'messages', '[]'));
+            IF jsonb_array_length(all_messages) > 20000 THEN
+                PERFORM agent_private.refuse('PT422', 'a run has at most 20,000 messages');
+            END IF;
             UPDATE public.agent_run r SET
                 status = run ->> 'status',
-                messages = agent_private.merge_messages(r.messages, coalesce(run -> 'messages', '[]')),
+                messages = all_messages,
                 tool_errors = (SELECT coalesce(jsonb_agg(DISTINCT e), '[]') FROM jsonb_array_elements(
                     r.tool_errors || coalesce(run -> 'tool_errors', '[]')) AS e),
                 error = run ->> 'error',
@@ -200,8 +271,15 @@ BEGIN
         END IF;
     END IF;
     INSERT INTO public.agent_exposure (tenant_id, run_id, user_id, memory_id, version, position)
-    SELECT tenant, run ->> 'run_id', person, (e.item ->> 'memory_id')::uuid, (e.item ->> 'version')::integer, e.position
+    SELECT tenant, run ->> 'run_id', person, m.memory_id, m.version, e.position
     FROM jsonb_array_elements(coalesce(run -> 'exposures', '[]')) WITH ORDINALITY AS e (item, position)
+    -- What this user could not have been shown was not shown. The limit makes it one look at the primary key each.
+    CROSS JOIN LATERAL (
+        SELECT s.memory_id, s.version FROM public.agent_memory s
+        WHERE s.tenant_id = tenant AND s.memory_id = (e.item ->> 'memory_id')::uuid
+          AND s.version = (e.item ->> 'version')::integer
+          AND (s.scope, s.owner_id) IN (('user', person), ('agent', run ->> 'agent_id'), ('tenant', ''))
+        LIMIT 1) AS m
     ON CONFLICT DO NOTHING;
     INSERT INTO public.agent_outcome (tenant_id, run_id, user_id, kind, succeeded, score, details)
     SELECT tenant, run ->> 'run_id', person, o ->> 'kind', (o ->> 'succeeded')::boolean, (o ->> 'score')::double precision,
@@ -223,12 +301,13 @@ $$;
 -- Idempotent by run_id. run: run_id, status, session_id?, agent_id?, messages, tool_errors?, error?, facts?,
 -- exposures? [{memory_id, version}], outcomes?, started_at?, finished_at?,
 -- queue? (default learning), quiet_seconds? (default 20), durable? (false: the whole transaction does not wait for the
--- disk).
+-- disk). Exposures of memories that the user cannot see are dropped. The queue, its time and the outcomes are a server's
+-- to say: those of a caller with a user's token are passed over.
 -- Returns {run_id, recorded, status}; recorded is false where this was known already.
 CREATE FUNCTION public.record_run(identity jsonb, run jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -244,6 +323,9 @@ BEGIN
     IF run ->> 'durable' = 'false' THEN
         PERFORM set_config('synchronous_commit', 'off', true);
     END IF;
+    IF current_setting('agent.reach') = 'claims' THEN
+        run := run - '{queue,quiet_seconds,outcomes}'::text[];
+    END IF;
     receipt := agent_private.store_run(
         run || jsonb_strip_nulls(jsonb_build_object('session_id', identity ->> 'session_id', 'agent_id', identity ->> 'agent_id')),
         'live');
@@ -257,7 +339,7 @@ $$;
 CREATE FUNCTION public.import_runs(identity jsonb, runs jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -289,7 +371,7 @@ $$;
 CREATE FUNCTION public.list_runs(identity jsonb, wanted jsonb DEFAULT '{}', run_limit integer DEFAULT 50, run_offset integer DEFAULT 0)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -330,7 +412,7 @@ $$;
 CREATE FUNCTION public.get_run(identity jsonb, the_run_id text)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -347,13 +429,16 @@ BEGIN
         'exposures', (SELECT coalesce(jsonb_agg(jsonb_build_object('memory_id', e.memory_id, 'version', e.version, 'content', m.content)
                                                 ORDER BY e.position), '[]')
                       FROM public.agent_exposure e
-                      LEFT JOIN public.agent_memory m USING (tenant_id, memory_id, version)
+                      LEFT JOIN public.agent_memory m
+                          ON m.tenant_id = e.tenant_id AND m.memory_id = e.memory_id AND m.version = e.version
+                          AND (m.scope, m.owner_id) IN (('user', r.user_id), ('agent', r.agent_id), ('tenant', ''))
                       WHERE e.tenant_id = r.tenant_id AND e.run_id = r.run_id),
         'learned', (SELECT coalesce(jsonb_agg(DISTINCT jsonb_build_object('memory_id', m.memory_id, 'version', m.version,
                                                                           'store', m.store, 'content', m.content)), '[]')
                     FROM public.agent_memory_evidence v
                     JOIN public.agent_memory m USING (tenant_id, memory_id, version)
-                    WHERE v.tenant_id = r.tenant_id AND v.run_id = r.run_id))
+                    WHERE v.tenant_id = r.tenant_id AND v.run_id = r.run_id
+                      AND (m.scope <> 'user' OR m.owner_id = r.user_id)))
     INTO found
     FROM public.agent_run r
     WHERE r.tenant_id = identity ->> 'tenant_id' AND r.run_id = the_run_id;

@@ -9,7 +9,7 @@ CREATE FUNCTION agent_private.rank_memories(
     question text, question_embedding vector, embedding_model text, session_now text, memory_limit integer)
 RETURNS TABLE (item jsonb, matched boolean)
 LANGUAGE plpgsql ROWS 40
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
@@ -48,12 +48,12 @@ BEGIN
         ORDER BY points DESC, h.memory_number DESC LIMIT 100
     ), by_vector AS (
         -- The cosine of a vector of zeros is no number.
-        SELECT e.memory_number, coalesce(1 - nullif(e.embedding <=> question_embedding, 'NaN'), 0) AS points
+        SELECT e.memory_number, coalesce(1 - nullif(agent_private.vector_distance(e.embedding, question_embedding), 'NaN'), 0) AS points
         FROM public.agent_memory_embedding e
         WHERE question_embedding IS NOT NULL
           AND e.tenant_id = tenant AND e.scope = 'user' AND e.owner_id = person
-          AND e.model = embedding_model AND e.dimensions = vector_dims(question_embedding)
-        ORDER BY e.embedding <=> question_embedding LIMIT 100
+          AND e.model = embedding_model AND e.dimensions = agent_private.vector_dimensions(question_embedding)
+        ORDER BY agent_private.vector_distance(e.embedding, question_embedding) LIMIT 100
     ), newest AS (
         SELECT m.memory_number
         FROM public.agent_memory m
@@ -101,7 +101,7 @@ CREATE FUNCTION public.recall_context(
     memory_limit integer DEFAULT 40, question_embedding text DEFAULT NULL, embedding_model text DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
@@ -131,7 +131,7 @@ BEGIN
     IF 'user_memory' = ANY (stores) THEN
         SELECT coalesce(jsonb_agg(r.item ORDER BY r.place), '[]') INTO memories
         FROM agent_private.rank_memories(
-            question, question_embedding::vector, embedding_model, identity ->> 'session_id', memory_limit)
+            question, agent_private.as_vector(question_embedding), embedding_model, identity ->> 'session_id', memory_limit)
             WITH ORDINALITY AS r (item, matched, place);
     END IF;
     PERFORM agent_private.leave(previous);
@@ -149,7 +149,7 @@ CREATE FUNCTION public.match_memories(
     embedding_model text DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
@@ -162,7 +162,7 @@ BEGIN
         RETURN '[]';
     END IF;
     SELECT coalesce(jsonb_agg(r.item ORDER BY r.place), '[]') INTO found
-    FROM agent_private.rank_memories(question, question_embedding::vector, embedding_model, NULL, memory_limit)
+    FROM agent_private.rank_memories(question, agent_private.as_vector(question_embedding), embedding_model, NULL, memory_limit)
         WITH ORDINALITY AS r (item, matched, place)
     WHERE r.matched;
     PERFORM agent_private.leave(previous);

@@ -5,7 +5,7 @@
 CREATE FUNCTION public.pending_learning(identity jsonb, run_limit integer DEFAULT 20, memory_limit integer DEFAULT 40)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -50,7 +50,7 @@ $$;
 CREATE FUNCTION public.apply_learning(identity jsonb, run_ids text[], operations jsonb, expected_version bigint, limits jsonb DEFAULT '{}')
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -102,7 +102,7 @@ CREATE FUNCTION public.memories_without_embedding(
     identity jsonb, model text, memory_limit integer DEFAULT 100, dimensions integer DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -132,7 +132,7 @@ $$;
 CREATE FUNCTION public.store_embeddings(identity jsonb, model text, embeddings jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -146,7 +146,7 @@ BEGIN
     END IF;
     INSERT INTO public.agent_memory_embedding (tenant_id, scope, owner_id, memory_number, model, dimensions, embedding)
     SELECT m.tenant_id, m.scope, m.owner_id, m.memory_number, store_embeddings.model,
-           vector_dims((e ->> 'embedding')::vector), (e ->> 'embedding')::vector
+           agent_private.vector_dimensions(agent_private.as_vector(e ->> 'embedding')), agent_private.as_vector(e ->> 'embedding')
     FROM jsonb_array_elements(embeddings) AS e
     JOIN public.agent_memory m ON m.memory_number = (e ->> 'memory_number')::bigint
     WHERE m.tenant_id = current_setting('agent.tenant_id') AND m.scope = 'user'
@@ -192,7 +192,7 @@ GRANT EXECUTE ON FUNCTION agent_private.expedite_jobs(text[]) TO agent_app;
 CREATE FUNCTION public.expedite_learning(sessions jsonb)
 RETURNS jsonb
 LANGUAGE sql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT agent_private.expedite_jobs(ARRAY(
         SELECT agent_private.learning_key(s ->> 'tenant_id', s ->> 'user_id', s ->> 'session_id')
@@ -203,7 +203,7 @@ $$;
 CREATE FUNCTION agent_private.queue_state(the_queue text)
 RETURNS jsonb
 LANGUAGE sql STABLE SECURITY DEFINER
-SET search_path = pg_catalog, agent_queue, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT jsonb_build_object(
         'workers', (SELECT count(*) FROM agent_queue.procrastinate_workers WHERE last_heartbeat > now() - interval '30 seconds'),
@@ -218,7 +218,7 @@ GRANT EXECUTE ON FUNCTION agent_private.queue_state(text) TO agent_app;
 CREATE FUNCTION public.queue_state(the_queue text)
 RETURNS jsonb
 LANGUAGE sql SECURITY DEFINER
-SET search_path = pg_catalog, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT agent_private.queue_state(the_queue);
 $$;
@@ -284,7 +284,7 @@ GRANT EXECUTE ON FUNCTION agent_private.rescue_jobs(double precision) TO agent_a
 CREATE FUNCTION public.retry_learning(identity jsonb, the_queue text, delay_seconds double precision, attempt integer)
 RETURNS jsonb
 LANGUAGE sql SECURITY DEFINER
-SET search_path = pg_catalog, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT to_jsonb(agent_private.reorder_learning(agent_private.document(identity), the_queue, delay_seconds, attempt));
 $$;
@@ -293,7 +293,7 @@ $$;
 CREATE FUNCTION public.rescue_learning(stalled_seconds double precision)
 RETURNS jsonb
 LANGUAGE sql SECURITY DEFINER
-SET search_path = pg_catalog, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT to_jsonb(agent_private.rescue_jobs(stalled_seconds));
 $$;

@@ -5,7 +5,7 @@
 CREATE FUNCTION public.upsert_learning(identity jsonb, learning jsonb, memory_limit integer DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -31,7 +31,7 @@ $$;
 CREATE FUNCTION public.upsert_learnings(identity jsonb, learnings jsonb, limits jsonb DEFAULT '{}')
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -63,7 +63,7 @@ $$;
 CREATE FUNCTION public.get_learning(identity jsonb, the_memory_id uuid)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -97,7 +97,7 @@ $$;
 CREATE FUNCTION public.get_learnings(identity jsonb, wanted jsonb DEFAULT '{}', memory_limit integer DEFAULT 100, memory_offset integer DEFAULT 0)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -155,7 +155,7 @@ $$;
 CREATE FUNCTION public.delete_learning(identity jsonb, the_memory_id uuid)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -176,7 +176,7 @@ $$;
 CREATE FUNCTION public.delete_learnings(identity jsonb, the_memory_ids uuid[])
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -197,7 +197,7 @@ $$;
 CREATE FUNCTION public.clear_learnings(identity jsonb, the_store text DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -222,7 +222,7 @@ $$;
 CREATE FUNCTION public.erase_user(identity jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -285,7 +285,7 @@ GRANT EXECUTE ON FUNCTION agent_private.forget_jobs(text, text) TO agent_app;
 CREATE FUNCTION public.list_users(identity jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -310,7 +310,7 @@ $$;
 CREATE FUNCTION public.learning_status(identity jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, extensions, public, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
@@ -336,7 +336,7 @@ $$;
 CREATE FUNCTION agent_private.queue_status()
 RETURNS jsonb
 LANGUAGE sql STABLE SECURITY DEFINER
-SET search_path = pg_catalog, agent_queue, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT jsonb_build_object(
         'jobs_waiting', (SELECT count(*) FROM agent_queue.procrastinate_jobs WHERE status = 'todo'),

@@ -29,12 +29,12 @@ def call(colour: str, graph: Any, given: Any, config: dict[str, Any] | None = No
     return asyncio.run(graph.ainvoke(given, config, **more))
 
 
-def said(text: str) -> dict[str, Any]:
+def said(text: str) -> Any:
     """The input of a user's turn."""
     return {"messages": [{"role": "user", "content": text}]}
 
 
-def as_user(user_id: str, thread_id: str) -> dict[str, Any]:
+def as_user(user_id: str, thread_id: str) -> Any:
     """A configuration that names user and thread."""
     return {"configurable": {"user_id": user_id, "thread_id": thread_id}}
 

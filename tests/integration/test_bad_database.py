@@ -20,6 +20,7 @@ from pydantic import SecretStr
 
 from agent import Identity, LearningMachine, listening
 from agent.database import postgres
+from agent.database.connection_errors import check_address, plain_address
 from agent.database.migrations import migrate
 from agent.database.postgres import PostgresDatabase
 from agent.errors import (
@@ -164,6 +165,9 @@ async def test_a_server_that_never_answers(
         "postgresql://ada:hunter2@bad@127.0.0.1/memory",
         "postgresql://ada:hunter2/x@127.0.0.1/memory",
         "postgresql://ada:hunter2#x@127.0.0.1/memory",
+        "postgresql://ada:12#hunter2@127.0.0.1/memory",
+        "postgresql://ada:12?hunter2@127.0.0.1/memory",
+        "postgresql://ada:12/34?hunter2@127.0.0.1/memory",
         "postgresql://ada:hunter2%zz@127.0.0.1/memory",
         "postgresql://127.0.0.1/memory?password=hunter2&nonsense=1",
         "postgresql://ada:hunter2@127.0.0.1/memory?sslmode=sometimes",
@@ -174,6 +178,34 @@ async def test_an_address_that_cannot_be_read(open_at: Open, url: str) -> None:
     error = await refusal_of(open_at(url))
     assert isinstance(error, ConfigurationError)
     assert "address" in str(error) or "DATABASE_URL" in str(error)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://ada:12#34@127.0.0.1/memory",
+        "postgresql://ada:12?34@127.0.0.1/memory",
+        "postgresql://ada:12/34?56@127.0.0.1/memory",
+    ],
+)
+def test_nothing_is_shown_of_an_address_that_would_be_cut_in_the_password(url: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        check_address(url)
+    assert "12" not in str(caught.value)
+    assert plain_address(url) == "the database"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://ada:12%2334@127.0.0.1/memory", "ada@127.0.0.1:5432/memory"),
+        ("postgresql://ada@127.0.0.1?application_name=a#b@c", "ada@127.0.0.1:5432/"),
+        ("postgresql:///memory?host=/tmp/x@y", "/tmp/x@y:5432/memory"),
+    ],
+)
+def test_an_address_that_can_be_read_is_taken(url: str, shown: str) -> None:
+    check_address(url)
+    assert plain_address(url) == shown
 
 
 # --- not let in -------------------------------------------------------------------------------------------------

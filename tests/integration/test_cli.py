@@ -171,6 +171,18 @@ def test_import_names_bad_lines_and_ends_with_3(cli: Cli) -> None:
     ]
 
 
+def test_import_names_the_first_twenty_bad_lines_and_counts_all(cli: Cli) -> None:
+    log = cli.file(*(["{oops"] * 2_000), run_of("fine"))
+    result = cli("runs", "import", log)
+    assert result.exit_code == 3
+    assert result.stdout == "1 run imported, 0 known already, 2000 bad lines.\n"
+    told = result.stderr.splitlines()
+    assert [line.split(" is not")[0] for line in told[:20]] == [f"line {number}" for number in range(1, 21)]
+    assert told[20:] == ["The bad lines after these are only counted."]
+    as_json = json.loads(cli("runs", "import", log, "--json").stdout)
+    assert (as_json["bad"], len(as_json["bad_lines"])) == (2_000, 20)
+
+
 def test_import_as_json_has_nothing_else_on_standard_output(cli: Cli) -> None:
     result = cli("runs", "import", cli.file(run_of("one"), "[]"), "--json")
     assert result.exit_code == 3
@@ -314,6 +326,135 @@ def test_what_a_log_says_does_not_steer_the_terminal(cli: Cli) -> None:
     assert "\x1b" not in seen
 
 
+STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u061c\u200f\u2028\u2029\u202e\u2066\r"
+
+
+def store(function: str, argument: Any, user: str = "ada") -> Any:
+    """What the storage function answers to this argument."""
+    with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connection:
+        identity = json.dumps({"tenant_id": "default", "user_id": user})
+        query = f"SELECT public.{function}(%s::jsonb, %s::jsonb)"
+        row = connection.execute(query.encode(), (identity, json.dumps(argument))).fetchone()
+    assert row is not None
+    return row[0]
+
+
+def steering_run(run_id: str) -> dict[str, Any]:
+    call = {"id": "c", "name": EVIL, "args": {EVIL: EVIL}}
+    return {
+        "run_id": f"{EVIL}{run_id}",
+        "status": "failed",
+        "error": EVIL,
+        "facts": {EVIL: EVIL, "task_id": EVIL, "user": "somebody else"},
+        "messages": [
+            {
+                "message_id": EVIL,
+                "role": EVIL,
+                "name": EVIL,
+                "content": f"{EVIL}\nhello",
+                "tool_calls": [call],
+            }
+        ],
+        "tool_errors": [{"tool": EVIL, "tool_call_id": EVIL, "message": EVIL}],
+    }
+
+
+def test_no_stored_name_steers_the_terminal(cli: Cli) -> None:
+    for run_id in ("one", "two"):
+        store("record_run", steering_run(run_id))
+    one = f"{EVIL}one"
+    evidence = [{"run_id": one, "message_id": EVIL, "quote": EVIL}]
+    memory_id = remember(cli, content=f"Likes tea {EVIL}", kind=EVIL, evidence=evidence)
+    retired = remember(cli, content="Likes coffee")
+    store(
+        "upsert_learnings",
+        [{"action": "retire", "store": "user_memory", "memory_id": retired, "reason": EVIL}],
+    )
+    commands = (
+        ["runs", "list"], ["runs", "list", "--failed"], ["runs", "show", one], ["runs", "show", EVIL],
+        ["memory", "list"], ["memory", "list", "--user", "ada"], ["memory", "search", "tea", "--user", "ada"],
+        ["memory", "show", memory_id, "--user", "ada"], ["memory", "show", retired, "--user", "ada"],
+        ["memory", "list", "--user", EVIL],
+    )  # fmt: skip
+    for command in commands:
+        result = cli(*command)
+        assert result.output, command
+        assert not STEERING.search(result.output), (command, result.output)
+    ambiguous = cli("runs", "show", EVIL)
+    assert ambiguous.exit_code == 1
+    assert "2 runs begin with" in ambiguous.stderr
+    for terminal in (["runs", "show", one], ["runs", "list"], ["memory", "list", "--user", "ada"]):
+        seen = on_a_terminal(*terminal).replace("\r\n", "\n")
+        assert not STEERING.search(seen), (terminal, seen)
+
+
+def test_json_is_the_same_text_and_does_not_steer_the_terminal(cli: Cli) -> None:
+    store("record_run", steering_run("one"))
+    result = cli("runs", "show", f"{EVIL}one", "--json")
+    assert not STEERING.search(result.stdout)
+    told = json.loads(result.stdout)
+    assert told["run_id"] == f"{EVIL}one"
+    assert told["messages"][0]["content"] == f"{EVIL}\nhello"
+
+
+def test_a_fact_does_not_pass_for_what_is_known_of_a_run(cli: Cli) -> None:
+    store("record_run", {"run_id": "r", "status": "failed", "facts": {"user": "grace", "recorded": "never"}})
+    shown = cli("runs", "show", "r").stdout
+    assert "  user: ada\n" in shown
+    assert "  fact user: grace\n" in shown
+    assert "  fact recorded: never\n" in shown
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"facts": [1]},
+        {"facts": "text"},
+        {"facts": None},
+        {"facts": {"task_id": {"a": [1]}, "trial": []}},
+        {"tool_errors": [1, None, "x", {}, {"tool": {"a": 1}, "message": [1]}]},
+        {"tool_errors": {"tool": "x"}},
+        {"messages": [1, None, "x", {}, {"message_id": {}, "role": {"a": 1}, "content": [1], "name": 3}]},
+        {"messages": {"role": "user"}},
+        {"messages": [{"message_id": "m", "role": "user"}, {"message_id": "m", "role": "user", "content": None}]},
+        {"messages": [{"message_id": "m", "role": "x", "content": "", "tool_calls": [1, {}, {"name": [1]}]}]},
+        {"messages": [{"message_id": "m", "role": "x", "content": "", "tool_calls": {"name": "x"}}]},
+        {"messages": [{"message_id": "m", "role": ["system"], "content": {"a": "x" * 400}, "tool_calls": None}]},
+        {"error": {"message": "x"}},
+    ],
+)  # fmt: skip
+def test_a_run_of_odd_json_is_shown_and_hides_no_other(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, odd: dict[str, Any]
+) -> None:
+    """As it comes from a database in which somebody has written past the storage functions."""
+    from agent.database.postgres import PostgresDatabase
+
+    cli("runs", "import", cli.file(run_of("fine", task_id="fine", reward=1)))
+    store("record_run", {"run_id": "odd", "status": "completed", "messages": []})
+    real = PostgresDatabase.call
+
+    async def with_odd_json(self: PostgresDatabase, function: str, *args: Any, **more: Any) -> Any:
+        answer = await real(self, function, *args, **more)
+        for run in answer if isinstance(answer, list) else [answer]:
+            if run["run_id"] == "odd":
+                run.update({name: value for name, value in odd.items() if name in run})
+        return answer
+
+    monkeypatch.setattr(PostgresDatabase, "call", with_odd_json)
+    for arguments in ([], ["--failed"]):
+        assert cli("runs", "list", *arguments).exit_code == 0
+    listed = cli("runs", "list").stdout
+    assert "odd\t" in listed
+    assert "fine" in listed
+    shown = cli("runs", "show", "odd")
+    assert shown.exit_code == 0
+    assert "Run odd" in shown.stdout
+    monkeypatch.setattr("agent.commands.runs.is_terminal", lambda: True)
+    for arguments in ([], ["--failed"]):
+        assert cli("runs", "list", *arguments).exit_code == 0
+
+
 def test_on_a_terminal_runs_are_a_table(cli: Cli) -> None:
     cli("runs", "import", cli.file(run_of("bad", ERROR, reward=0, task_id="t1")))
     seen = on_a_terminal("runs", "list", "--failed")
@@ -427,6 +568,32 @@ def test_erase_takes_a_user_and_nobody_else(cli: Cli, arguments: list[str], answ
     assert [user["user_id"] for user in cli.json("memory", "list")] == ["grace"]
     assert cli.json("runs", "list") == []
     assert [waiting.identity.user_id for waiting in spool.waiting()] == ["grace"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"identity": 5}', b'{"identity": "ada"}', b'{"identity": null}', b'{"identity": [1]}', b"[]", b"5", b"{}",
+        b"\xff\xfe", b"", b'{"identity": ' + b"[" * 100_000,
+    ],
+    ids=lambda content: content[:20].decode(errors="replace"),
+)  # fmt: skip
+def test_erase_goes_on_past_a_file_that_makes_no_sense_and_sets_it_aside(cli: Cli, content: bytes) -> None:
+    remember(cli)
+    spool = Spool(Path(".agent/spool"))
+    spool.put(Identity(user_id="ada"), {"run_id": "waits", "status": "completed"})
+    for name in ("0.json", "z.json"):
+        (spool.folder / name).write_bytes(content)
+    os.mkfifo(spool.folder / "pipe.json")
+    result = cli("memory", "erase", "--user", "ada", "--yes", "--json")
+    assert result.exit_code == 0, result.output
+    gone = json.loads(result.stdout)
+    assert (gone["agent_memory"], gone["spooled runs on disk"]) == (1, 1)
+    assert cli.json("memory", "list") == []
+    assert sorted(path.name for path in (spool.folder / "refused").iterdir()) == ["0.json", "z.json"]
+    assert [path.name for path in spool.folder.glob("*.json")] == ["pipe.json"]
+    again = cli("memory", "erase", "--user", "ada", "--yes", "--json")
+    assert again.exit_code == 0, "what is set aside stays there and stops nobody"
 
 
 def test_on_a_terminal_memories_are_a_table(cli: Cli) -> None:
@@ -609,6 +776,24 @@ def test_the_doctor_says_what_cannot_be_reached(bare_cli: Cli) -> None:
 def test_the_doctor_names_the_missing_key(bare_cli: Cli) -> None:
     bare_cli.set(SUPABASE_URL="http://127.0.0.1:1", SUPABASE_ANON_KEY="public")
     assert "SUPABASE_ACCESS_TOKEN" in findings(bare_cli, exit_code=1)["database"]["message"]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        {"SUPABASE_URL": "http://admin:hidden@127.0.0.1:1", "SUPABASE_SECRET_KEY": "sb_secret_x"},
+        {"OPENAI_BASE_URL": "http://admin:hidden@127.0.0.1:1/v1"},
+        {"DATABASE_URL": "postgresql://admin:12#hidden@127.0.0.1:1/db"},
+        {"DATABASE_URL": "postgresql://admin:12?hidden@127.0.0.1:1/db"},
+    ],
+)
+def test_an_address_with_a_password_in_it_is_never_shown(bare_cli: Cli, address: dict[str, str]) -> None:
+    bare_cli.set(**address)
+    for command in (["doctor"], ["runs", "list"], ["memory", "list"]):
+        result = bare_cli(*command)
+        assert result.exit_code == 1
+        assert "hidden" not in result.output
+        assert "admin:12" not in result.output.replace("\n", "")
 
 
 def test_the_doctor_names_a_wrong_setting(bare_cli: Cli) -> None:

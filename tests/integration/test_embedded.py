@@ -8,6 +8,7 @@ import pwd
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ import pytest
 
 from agent.database import embedded_place
 from agent.database.embedded import erase_embedded, start_embedded
+from agent.database.embedded_place import find_place
 from agent.errors import OperatorError
 
 _AS_ROOT = os.geteuid() == 0
@@ -352,6 +354,61 @@ def test_a_socket_folder_that_others_can_enter_is_refused(data_dir: Path) -> Non
         start_embedded(data_dir)
 
 
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o720, 0o702])
+def test_a_data_folder_that_others_can_write_to_is_refused(data_dir: Path, mode: int) -> None:
+    inner = data_dir / "inner"
+    inner.mkdir()
+    inner.chmod(mode)
+    with pytest.raises(OperatorError, match=r"other users can write to the folder .*inner.*chmod go-w"):
+        start_embedded(inner)
+    assert not list(inner.iterdir())
+    assert stat.S_IMODE(inner.stat().st_mode) == mode, "nothing here changes a folder that it did not make"
+
+
+def test_a_database_folder_that_others_can_write_to_is_refused(data_dir: Path) -> None:
+    home = find_place(data_dir).home
+    home.chmod(0o777)
+    with pytest.raises(OperatorError, match=r"other users can write to the folder .*postgres"):
+        find_place(data_dir)
+
+
+def test_a_data_folder_may_be_a_link_of_ours_to_a_folder_of_ours(data_dir: Path) -> None:
+    (data_dir / "target").mkdir(mode=0o711)
+    link = data_dir / "link"
+    link.symlink_to(data_dir / "target")
+    assert find_place(link).home == (data_dir / "target" / "postgres").resolve()
+    (data_dir / "target").chmod(0o777)
+    with pytest.raises(OperatorError, match="other users can write"):
+        find_place(link)
+
+
+def test_folders_are_closed_whatever_the_umask(data_dir: Path) -> None:
+    before = os.umask(0)
+    try:
+        home = find_place(data_dir / "above" / ".agent").home
+    finally:
+        os.umask(before)
+    for_account = 0o711 if _AS_ROOT else 0o700
+    assert [_mode(home), _mode(home.parent)] == [for_account, for_account]
+    assert _mode(home.parent.parent) & 0o022 == 0
+
+
+def test_a_damaged_record_of_the_server_is_explained(data_dir: Path) -> None:
+    with start_embedded(data_dir) as server:
+        pass
+    _write_record(server.data_folder, "garbage\n")
+    with pytest.raises(OperatorError, match=r"postmaster\.pid' is damaged.*Delete it"):
+        start_embedded(data_dir)
+
+
+def _write_record(home: Path, text: str) -> None:
+    """Write `postmaster.pid` as the account does."""
+    record = home / "cluster" / "postmaster.pid"
+    record.write_text(text)
+    owner = record.parent.stat()
+    os.chown(record, owner.st_uid, owner.st_gid)
+
+
 def test_tcp_is_off_until_asked_for_and_then_only_local(data_dir: Path) -> None:
     with start_embedded(data_dir) as server:
         assert server.tcp_port is None
@@ -569,6 +626,99 @@ class TestAsRoot:
         with pytest.raises(OperatorError, match="no folder of ours"):
             start_embedded(data_dir)
         (data_dir / embedded_place.POINTER_NAME).unlink()
+
+    @pytest.mark.parametrize("is_link", [False, True], ids=["folder", "link"])
+    def test_a_data_folder_that_another_user_made_first_is_refused(
+        self, data_dir: Path, is_link: bool
+    ) -> None:
+        inner = data_dir / ".agent"
+        (data_dir / "ours").mkdir(mode=0o711)
+        if is_link:
+            inner.symlink_to(data_dir / "ours")
+        else:
+            inner.mkdir(mode=0o755)
+        os.chown(inner, _NOBODY, _NOBODY, follow_symlinks=False)
+        with pytest.raises(OperatorError, match="belongs to user"):
+            start_embedded(inner)
+        assert not list(inner.iterdir())
+
+    @pytest.mark.parametrize(
+        "lie",
+        [
+            {3: "x/../../victim", 4: "{outside}"},
+            {3: "5432", 4: "{outside}"},
+            {3: "x/../../../victim"},
+            {3: "99999"},
+            {4: "run"},
+        ],
+    )
+    def test_what_the_account_wrote_deletes_nothing_elsewhere(
+        self, data_dir: Path, lie: dict[int, str]
+    ) -> None:
+        with start_embedded(data_dir) as server:
+            pass
+        victim, outside = data_dir / "victim", data_dir / "outside"
+        (outside / ".s.PGSQL.x").mkdir(parents=True)
+        (server.data_folder / "run" / ".s.PGSQL.x").mkdir()
+        others = (victim, outside / ".s.PGSQL.5432", outside / ".s.PGSQL.5432.lock")
+        for path in others:
+            path.write_text("root's")
+        lines = [str(os.getpid()), "/", "0", "5432", str(server.data_folder / "run"), "", "0", "ready   "]
+        for number, text in lie.items():
+            lines[number] = text.format(outside=outside)
+        _write_record(server.data_folder, "\n".join(lines) + "\n")
+        with start_embedded(data_dir) as again, psycopg.connect(again.url()) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+        assert [path.read_text() for path in others] == ["root's"] * 3
+
+    @pytest.mark.parametrize("name", ["postmaster.pid", "PG_VERSION"])
+    @pytest.mark.parametrize("kind", ["link", "pipe", "foreign"])
+    def test_what_is_no_file_of_the_account_is_not_read(self, data_dir: Path, name: str, kind: str) -> None:
+        with start_embedded(data_dir) as server:
+            pass
+        path = server.data_folder / "cluster" / name
+        secret = data_dir / "secret"
+        secret.write_text("a secret of root\n")
+        path.unlink(missing_ok=True)
+        if kind == "link":
+            path.symlink_to(secret)
+        elif kind == "pipe":
+            os.mkfifo(path)
+        else:
+            path.write_text("1\n")
+            os.chown(path, _NOBODY, _NOBODY)
+        with pytest.raises(OperatorError, match="not read because it") as caught:
+            start_embedded(data_dir)
+        assert "secret of root" not in str(caught.value)
+
+    def test_only_a_postgres_of_the_account_is_sent_a_signal(self, data_dir: Path) -> None:
+        with start_embedded(data_dir) as server:
+            pass
+        cluster, folder = server.data_folder / "cluster", server.data_folder / "run"
+        program = "import sys; sys.stdin.read()"
+        foreign = subprocess.Popen(
+            ["postgres", "-c", program, "-D", cluster], executable=sys.executable, stdin=subprocess.PIPE
+        )
+        try:
+            lines = [str(foreign.pid), str(cluster), "0", "5432", str(folder), "", "0", "ready   "]
+            _write_record(server.data_folder, "\n".join(lines) + "\n")
+            erase_embedded(data_dir)
+            assert foreign.stdin is not None
+            foreign.stdin.close()
+            assert foreign.wait(30) == 0, "it was not killed"
+        finally:
+            foreign.kill()
+            foreign.wait()
+
+    def test_a_running_server_whose_record_was_changed_is_not_followed(self, data_dir: Path) -> None:
+        with start_embedded(data_dir) as server:
+            record = server.data_folder / "cluster" / "postmaster.pid"
+            written = record.read_text()
+            record.write_text(written.replace(str(server.data_folder / "run"), str(data_dir)))
+            with pytest.raises(OperatorError, match="somebody changed it"):
+                start_embedded(data_dir)
+            record.write_text(written)
+            start_embedded(data_dir).release()
 
     def test_programs_that_the_account_cannot_reach_are_copied(
         self, data_dir: Path, monkeypatch: pytest.MonkeyPatch

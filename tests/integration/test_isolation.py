@@ -15,11 +15,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from agent import Identity
+from agent import Identity, LearningMachine
 from agent.database.migrations import migrate
 from agent.database.postgres import PostgresDatabase
 from agent.database.protocol import CASTS, JSON_ARGUMENTS, to_json
 from agent.errors import LearningError
+from agent.jobs import queue_app
 from agent.portal import portal
 from agent.testing.throwaway import ThrowawayDatabase
 from tests.integration.rows import OUR_TABLES, a_run, everything_stored, memory, rows
@@ -651,6 +652,143 @@ async def test_tables_of_the_callers_own_do_not_stand_in_for_ours(
         assert [item["content"] for item in listed] == ["zqbob tea"]
         known = _call(connection, "recall_context", ADA, question="tea")
         assert [item["content"] for item in known["memories"]] == ["zqbob tea"]
+
+
+@contextmanager
+def _who_may_create_in(url: str, schema: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection of a role that has nothing but the right to make things in a schema."""
+    role = sql.Identifier(f"maker_{secrets.token_hex(4)}")
+    with psycopg.connect(url, autocommit=True) as owner:
+        owner.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(role))
+        owner.execute(sql.SQL("GRANT CREATE, USAGE ON SCHEMA {} TO {}").format(sql.Identifier(schema), role))
+        try:
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute(sql.SQL("SET ROLE {}").format(role))
+                yield connection
+        finally:
+            owner.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(role))
+            owner.execute(sql.SQL("DROP ROLE {}").format(role))
+
+
+async def test_an_operator_of_somebody_who_may_create_in_public_is_not_run_by_our_functions(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    await _fill(database, ADA, "zqada")
+    with _who_may_create_in(learning_database.url, "public") as maker:
+        for left, right, result in (("int", "float8", "$1::float8"), ("bigint", "float8", "$1::float8")):
+            maker.execute(
+                f"CREATE FUNCTION public.planted({left}, {right}) RETURNS float8 LANGUAGE plpgsql AS "  # type: ignore[arg-type]
+                f"$$ BEGIN RAISE EXCEPTION 'planted code runs as %', current_user; RETURN {result}; END $$"
+            )
+            for operator in ("+", "-", "*", "/"):
+                maker.execute(
+                    f"CREATE OPERATOR public.{operator} (LEFTARG = {left}, RIGHTARG = {right}, "  # type: ignore[arg-type]
+                    "FUNCTION = public.planted)"
+                )
+        known = await database.call("recall_context", ADA, question="zqada tea")
+        assert [item["content"] for item in known["memories"]] == ["zqada tea"]
+        found = await database.call(
+            "match_memories", ADA, question="tea", question_embedding="[1,2]", embedding_model="m"
+        )
+        assert [item["content"] for item in found] == ["zqada tea"]
+
+
+async def test_a_function_of_somebody_who_may_create_in_public_is_not_run_by_the_worker(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    await database.call("record_run", ADA, run=a_run("I like tea."))
+    machine = LearningMachine(settings=learning_database.settings)
+    with _who_may_create_in(learning_database.url, "public") as maker:
+        maker.execute(
+            "CREATE FUNCTION public.now() RETURNS timestamptz LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE EXCEPTION 'planted code runs as %', current_user; END $$"
+        )
+        async with queue_app(learning_database.url, [machine]) as app:
+            await app.run_worker_async(wait=False, install_signal_handlers=False)
+    await machine.aclose()
+    assert await database.call("get_learnings", ADA) != []
+    assert rows(learning_database.url, "SELECT status::text FROM agent_queue.procrastinate_jobs") in (
+        [],
+        [("succeeded",)],
+    )
+
+
+async def test_the_public_key_cannot_set_the_numbers_of_memories_back(catalogue: str) -> None:
+    rights = rows(
+        catalogue,
+        """
+        SELECT r.rolname::text, c.relname::text
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,
+             (VALUES ('public'), ('anon'), ('authenticated'), ('service_role')) AS r (rolname)
+        WHERE n.nspname IN ('public', 'agent_private') AND c.relkind = 'S'
+          AND has_sequence_privilege(r.rolname, c.oid, 'USAGE, SELECT, UPDATE')
+        """,
+    )
+    assert rights == []
+
+
+async def test_a_user_cannot_claim_to_have_been_shown_what_is_somebody_elses(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    secret = await database.call("upsert_learning", ADA, learning=memory("zqsecret of Ada"))
+    own = await database.call("upsert_learning", BOB, learning=memory("Bob's own"))
+    shown = [
+        {"memory_id": own["memory_id"], "version": 1},
+        {"memory_id": secret["memory_id"], "version": 1},
+        {"memory_id": own["memory_id"], "version": 2},
+        {"memory_id": SOME_ID, "version": 1},
+    ]
+    with _as_role(learning_database.url, "authenticated", _claims("bob")) as connection:
+        _call(connection, "record_run", None, run=a_run(run_id="spy", exposures=shown))
+    await database.call("record_run", BOB, run=a_run(run_id="told", exposures=shown))
+    await database.call("import_runs", BOB, runs=[a_run(run_id="imported", exposures=shown)])
+
+    for run_id in ("spy", "told", "imported"):
+        run = await database.call("get_run", ADA, the_run_id=run_id)
+        assert run["exposures"] == [{"memory_id": own["memory_id"], "version": 1, "content": "Bob's own"}], run_id
+    # A row that is there all the same shows no content of another user.
+    rows(
+        learning_database.url,
+        "INSERT INTO agent_exposure VALUES ('default', 'spy', 'bob', %s::uuid, 1, 9)",
+        secret["memory_id"],
+    )
+    run = await database.call("get_run", ADA, the_run_id="spy")
+    assert [item["content"] for item in run["exposures"]] == ["Bob's own", None]
+
+
+async def test_evidence_does_not_name_runs_of_others(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    await database.call("record_run", ADA, run=a_run(run_id="adas"))
+    await database.call("record_run", BOB, run=a_run(run_id="bobs"))
+    await database.call("import_runs", Identity(), runs=[a_run(run_id="nobodys")])
+    await database.call("record_run", ADA.with_(tenant_id="t2"), run=a_run(run_id="of-another-tenant"))
+    evidence = [{"run_id": name} for name in ("adas", "bobs", "nobodys", "goes-on", "of-another-tenant")]
+    with _as_role(learning_database.url, "authenticated", _claims("bob")) as connection:
+        written = _call(connection, "upsert_learning", None, learning=memory("zqforged", evidence=evidence))
+
+    kept = await database.call("get_learning", BOB, the_memory_id=written["memory_id"])
+    assert {item["run_id"] for item in kept["evidence"]} == {"bobs", "goes-on", "of-another-tenant"}
+    # What was named before it was recorded is not shown as learned from it either.
+    await database.call("record_run", ADA, run=a_run(run_id="goes-on"))
+    for run_id in ("adas", "nobodys", "goes-on"):
+        assert (await database.call("get_run", ADA, the_run_id=run_id))["learned"] == []
+    assert [m["content"] for m in (await database.call("get_run", ADA, the_run_id="bobs"))["learned"]] == ["zqforged"]
+
+
+async def test_a_users_token_says_nothing_about_the_queue_and_the_outcome(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    asked = {"queue": "of-somebody", "quiet_seconds": 100_000, "outcomes": [{"kind": "reward", "succeeded": True}]}
+    with _as_role(learning_database.url, "authenticated", _claims("bob")) as connection:
+        _call(connection, "record_run", None, run=a_run(run_id="r1") | asked)
+
+    ((queue, is_soon),) = rows(
+        learning_database.url,
+        "SELECT queue_name, scheduled_at < now() + interval '60 seconds' FROM procrastinate_jobs",
+    )
+    assert (queue, is_soon) == ("learning", True)
+    assert (await database.call("get_run", BOB, the_run_id="r1"))["outcomes"] == []
 
 
 # The identity of a call ends with it

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypedDict
 
 import pytest
 from langchain.agents import create_agent
-from langchain_core.messages import AIMessage, AnyMessage, RemoveMessage
+from langchain.agents.middleware import SummarizationMiddleware
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, RemoveMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph, add_messages
 from langgraph.types import Command, interrupt
 from pydantic import BaseModel
 
-from agent import ConfigurationError, LearningMachine, LearningMiddleware, current_knowledge, with_learning
+from agent import (
+    ConfigurationError,
+    Identity,
+    LearningMachine,
+    LearningMiddleware,
+    current_knowledge,
+    with_learning,
+)
 from agent.learning.rendering import OPENING
 from agent.testing import ScriptedChat
 from agent.testing.throwaway import ThrowawayDatabase
@@ -110,7 +118,7 @@ def test_state_and_history_of_a_thread_are_those_of_the_graph_itself(
         for turn in ("one", "two", "three"):
             call(colour, graph, said(turn) | {"log": [turn]}, as_user(f"user {number}", "1"))
 
-    states = [graph.get_state(as_user("x", "1")).values for graph in (bare, learning)]  # type: ignore[arg-type]
+    states = [graph.get_state(as_user("x", "1")).values for graph in (bare, learning)]
     assert states[0]["log"] == states[1]["log"] == ["one", "intake", "two", "intake", "three", "intake"]
     assert states[0]["visits"] == states[1]["visits"] == 3
     assert [m.type for m in states[0]["messages"]] == [m.type for m in states[1]["messages"]]
@@ -133,7 +141,10 @@ def test_interrupt_and_resume_without_a_user_keep_the_identity(colour: str, mach
     assert result["log"] == ["intake", "answered yes"]
     [run] = runs_of(machine)
     assert (run["status"], run["user_id"]) == ("completed", "ada")
-    assert [message["role"] for message in run_of(machine, run["run_id"])["messages"]] == ["user", "assistant"]
+    assert [message["role"] for message in run_of(machine, run["run_id"])["messages"]] == [
+        "user",
+        "assistant",
+    ]
 
 
 @colours
@@ -170,7 +181,9 @@ def test_a_graph_without_messages_is_learned_from_its_texts(colour: str, machine
     builder.add_edge(START, "reply")
     graph = with_learning(builder, machine)
 
-    assert call(colour, graph, {"question": "I sail a yawl"}, as_user("ada", "1")) == {"answer": "nothing known"}
+    assert call(colour, graph, {"question": "I sail a yawl"}, as_user("ada", "1")) == {
+        "answer": "nothing known"
+    }
     assert machine.drain_sync()
     known = call(colour, graph, {"question": "What do I sail?"}, as_user("ada", "2"))
 
@@ -213,7 +226,9 @@ class Sheet:
 
 @colours
 @pytest.mark.parametrize("schema", [Form, Sheet])
-def test_states_that_are_models_or_dataclasses_work(colour: str, schema: type, machine: LearningMachine) -> None:
+def test_states_that_are_models_or_dataclasses_work(
+    colour: str, schema: type, machine: LearningMachine
+) -> None:
     def reply(state: Any) -> dict[str, Any]:
         assert isinstance(state, schema)
         return {"messages": [AIMessage("ok")], "colour": "red"}
@@ -230,7 +245,9 @@ def test_states_that_are_models_or_dataclasses_work(colour: str, schema: type, m
 
 @colours
 def test_an_agent_that_learns_itself_inside_is_one_run(colour: str, machine: LearningMachine) -> None:
-    inner = create_agent(ScriptedChat(script=["ok"]), [], middleware=[LearningMiddleware(machine)], name="inner")
+    inner = create_agent(
+        ScriptedChat(script=["ok"]), [], middleware=[LearningMiddleware(machine)], name="inner"
+    )
     builder = StateGraph(MessagesState)
     builder.add_node("inner", inner)
     builder.add_edge(START, "inner")
@@ -244,8 +261,8 @@ def test_streaming_shows_the_steps_and_tokens_of_inner_agents(machine: LearningM
     steps: list[str] = []
     tokens = ""
     for _, mode, part in graph.stream(
-        said("hello"),  # type: ignore[arg-type]
-        as_user("ada", "1"),  # type: ignore[arg-type]
+        said("hello"),
+        as_user("ada", "1"),
         stream_mode=["updates", "messages"],
         subgraphs=True,
     ):
@@ -259,13 +276,164 @@ def test_streaming_shows_the_steps_and_tokens_of_inner_agents(machine: LearningM
 
 def test_what_cannot_be_wrapped_is_refused(machine: LearningMachine) -> None:
     with pytest.raises(ConfigurationError, match="must be a StateGraph"):
-        with_learning("graph", machine)  # type: ignore[arg-type]
+        with_learning("graph", machine)
+    root = StateGraph(Annotated[list[Any], operator.add])  # type: ignore[type-var]
+    root.add_node("same", lambda state: [])
+    root.add_edge(START, "same")
     with pytest.raises(ConfigurationError, match="single value"):
-        root = StateGraph(Annotated[list[Any], operator.add])  # type: ignore[type-var]
-        root.add_node("same", lambda state: [])
-        root.add_edge(START, "same")
         with_learning(root, machine)
     with pytest.raises(ConfigurationError, match="learns already"):
         with_learning(with_learning(team(), machine), machine)
     with pytest.raises(TypeError, match="not both"):
         with_learning(team(), machine, user_memory=False)
+
+
+class Added(TypedDict):
+    messages: Annotated[list[Any], operator.add]
+
+
+class Plain(TypedDict):
+    messages: list[Any]
+
+
+def latest(old: list[Any], new: list[Any]) -> list[Any]:
+    return new
+
+
+class Latest(TypedDict):
+    messages: Annotated[list[AnyMessage], add_messages]
+    steps: Annotated[list[str], latest]
+
+
+FORMS: dict[str, Callable[[int], Any]] = {
+    "message": lambda turn: HumanMessage("hi"),
+    "message with id": lambda turn: HumanMessage("hi", id=f"h{turn}"),
+    "tuple": lambda turn: ("user", "hi"),
+    "dict": lambda turn: {"role": "user", "content": "hi"},
+    "text": lambda turn: "hi",
+}
+
+
+@colours
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("schema", [MessagesState, Added, Plain, Latest])
+def test_a_graph_answers_the_same_with_learning_whatever_its_reducers(
+    colour: str, schema: Any, form: str, checkpointed: bool, machine: LearningMachine
+) -> None:
+    def add(text: str) -> Any:
+        def node(state: Any) -> dict[str, Any]:
+            new = [AIMessage(text)]
+            changes: dict[str, Any] = {"messages": [*state["messages"], *new] if schema is Plain else new}
+            return changes | ({"steps": [text, "step"]} if schema is Latest else {})
+
+        return node
+
+    builder = StateGraph(schema)
+    builder.add_node("a", add("from a"))
+    builder.add_node("b", add("from b"))
+    builder.add_edge(START, "a")
+    builder.add_edge("a", "b")
+    results = []
+    asyncio.run(
+        machine.upsert_learning(
+            identity=Identity(user_id="ada"), store="user_memory", content="Says hi a lot"
+        )
+    )
+    for number, graph in enumerate(
+        (
+            builder.compile(checkpointer=InMemorySaver() if checkpointed else None),
+            with_learning(builder, machine, checkpointer=InMemorySaver() if checkpointed else None),
+        )
+    ):
+        for turn in range(3):
+            result = call(colour, graph, {"messages": [FORMS[form](turn)]}, as_user("ada", str(number)))
+        results.append(result)
+    shown = [[getattr(message, "content", message) for message in result["messages"]] for result in results]
+    assert shown[0] == shown[1]
+    assert results[0].get("steps") == results[1].get("steps")
+    contents = [run_of(machine, run["run_id"])["messages"] for run in runs_of(machine)]
+    assert [[message["content"] for message in messages] for messages in contents] == [
+        ["hi", "from a", "from b"]
+    ] * 3
+
+
+@colours
+def test_a_summary_inside_leaves_the_order_of_messages_as_it_is(
+    colour: str, machine: LearningMachine
+) -> None:
+    def graph(learning: bool) -> Any:
+        inner = create_agent(
+            ScriptedChat(script=["a1", "a2", "a3"]),
+            [],
+            middleware=[
+                SummarizationMiddleware(
+                    ScriptedChat(script=["They talked."]), trigger=("messages", 4), keep=("messages", 2)
+                )
+            ],
+            checkpointer=InMemorySaver(),
+        )
+        return with_learning(inner, machine) if learning else inner
+
+    shown = []
+    for learning in (False, True):
+        agent = graph(learning)
+        for turn in ("q1", "q2", "q3"):
+            result = call(colour, agent, said(turn), as_user("ada", f"{learning}"))
+        shown.append([message.text for message in result["messages"]])
+    assert shown[0] == shown[1]
+    assert machine.drain_sync()
+    assert sorted(memories_of(machine, "ada")) == ["q1", "q2", "q3"]
+
+
+class Dialogue(TypedDict, total=False):
+    question: str
+    answer: str
+
+
+@colours
+def test_an_answer_of_a_graph_without_messages_is_not_taken_for_the_users_words(
+    colour: str, machine: LearningMachine
+) -> None:
+    builder = StateGraph(Dialogue)
+    builder.add_node("reply", lambda state: {"answer": f"The assistant says: {state['question'][::-1]}"})
+    builder.add_edge(START, "reply")
+    graph = with_learning(builder, machine, checkpointer=InMemorySaver())
+    call(colour, graph, {"question": "I live in Rome"}, as_user("ada", "1"))
+    call(colour, graph, {"question": "I like tea"}, as_user("ada", "1"))
+
+    assert machine.drain_sync()
+    assert sorted(memories_of(machine, "ada")) == ["I like tea", "I live in Rome"]
+    [second, first] = runs_of(machine)
+    assert [m["role"] for m in run_of(machine, first["run_id"])["messages"]] == ["user", "assistant"]
+    assert [m["content"] for m in run_of(machine, second["run_id"])["messages"]] == [
+        "I like tea",
+        "The assistant says: aet ekil I",
+    ]
+
+
+def test_a_run_that_nobody_waits_for_any_more_is_recorded(
+    machine: LearningMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = {
+        "graph": with_learning(team(), machine),
+        "agent": create_agent(ScriptedChat(script=["ok"]), [], middleware=[LearningMiddleware(machine)]),
+    }
+    original = machine.database.call
+
+    async def slow(function: str, *arguments: Any, **named: Any) -> Any:
+        if function == "record_run":
+            await asyncio.sleep(0.3)
+        return await original(function, *arguments, **named)
+
+    monkeypatch.setattr(machine.database, "call", slow)
+
+    async def give_up(graph: Any, thread: str) -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(graph.ainvoke(said("hello"), as_user("ada", thread)), 0.25)
+
+    for name, graph in graphs.items():
+        asyncio.run(give_up(graph, name))
+    recorded = {run["session_id"]: run["status"] for run in runs_of(machine)}
+    assert set(recorded) == set(graphs)
+    assert machine.drain_sync()

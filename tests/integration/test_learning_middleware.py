@@ -121,9 +121,14 @@ class Context:
 @pytest.mark.parametrize("user_id", ["a.b@example.com", "o'brien", "🙂", "a/b%2E_c", "x" * 512])
 def test_any_text_is_a_user_id(colour: str, user_id: str, machine: LearningMachine) -> None:
     agent = create_agent(
-        ScriptedChat(script=[tell_knowledge]), [], middleware=[LearningMiddleware(machine)], context_schema=Context
+        ScriptedChat(script=[tell_knowledge]),
+        [],
+        middleware=[LearningMiddleware(machine)],
+        context_schema=Context,
     )
-    call(colour, agent, said("I live in Haifa"), {"configurable": {"thread_id": "1"}}, context=Context(user_id))
+    call(
+        colour, agent, said("I live in Haifa"), {"configurable": {"thread_id": "1"}}, context=Context(user_id)
+    )
     machine.drain_sync()
 
     known = call(colour, agent, said("Where do I live?"), {}, context=Context(user_id))
@@ -228,15 +233,13 @@ def test_a_failure_after_a_resume_is_recorded(colour: str, machine: LearningMach
 def test_a_cancelled_run_is_recorded_as_cancelled(machine: LearningMachine) -> None:
     from datetime import timedelta
 
-    agent = create_agent(
-        ScriptedChat(script=["late"], delay=timedelta(seconds=30)), [], middleware=[LearningMiddleware(machine)]
-    )
+    model = ScriptedChat(script=["late"], delay=timedelta(seconds=30))
+    agent = create_agent(model, [], middleware=[LearningMiddleware(machine)])
 
     async def give_up() -> None:
         task = asyncio.create_task(agent.ainvoke(said("hurry"), as_user("ada", "1")))
-        while not machine.recorder or not agent:  # the run is under way once the loop has turned
-            await asyncio.sleep(0)
-        await asyncio.sleep(0.5)
+        while not model.calls:  # noqa: ASYNC110 - the model tells nobody else
+            await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -259,7 +262,9 @@ def test_a_run_ended_by_another_middleware_is_blocked_and_teaches_nothing(
         async def abefore_model(self, state: Any, runtime: Any) -> dict[str, Any]:
             return self.before_model(state, runtime)
 
-    agent = create_agent(ScriptedChat(script=["never"]), [], middleware=[LearningMiddleware(machine), Guard()])
+    agent = create_agent(
+        ScriptedChat(script=["never"]), [], middleware=[LearningMiddleware(machine), Guard()]
+    )
     call(colour, agent, said("I live on Mars"), as_user("ada", "1"))
 
     assert [run["status"] for run in runs_of(machine)] == ["blocked"]
@@ -273,14 +278,14 @@ def test_limits_and_pii_guards_of_langchain_count_as_blocked(machine: LearningMa
         [delete_account],
         middleware=[LearningMiddleware(machine), ModelCallLimitMiddleware(run_limit=1)],
     )
-    limited.invoke(said("go"), as_user("ada", "1"))  # type: ignore[arg-type]
+    limited.invoke(said("go"), as_user("ada", "1"))
     guarded = create_agent(
         ScriptedChat(script=["never"]),
         [],
         middleware=[LearningMiddleware(machine), PIIMiddleware("email", strategy="block")],
     )
-    with pytest.raises(Exception, match="(?i)email"):
-        guarded.invoke(said("I am ada@example.com"), as_user("ada", "2"))  # type: ignore[arg-type]
+    with pytest.raises(Exception, match=r"(?i)email"):
+        guarded.invoke(said("I am ada@example.com"), as_user("ada", "2"))
 
     assert [run["status"] for run in runs_of(machine)] == ["blocked", "blocked"]
 
@@ -292,7 +297,11 @@ def test_messages_that_a_summary_removed_are_still_recorded(colour: str, machine
     )
     agent = create_agent(
         ScriptedChat(
-            script=[tool_call("delete_account", account="1"), tool_call("delete_account", account="2"), "done"]
+            script=[
+                tool_call("delete_account", account="1"),
+                tool_call("delete_account", account="2"),
+                "done",
+            ]
         ),
         [delete_account],
         middleware=[LearningMiddleware(machine), summariser],
@@ -318,7 +327,8 @@ def test_only_the_messages_of_a_run_are_recorded_with_it(colour: str, machine: L
     call(colour, agent, said("second"), as_user("ada", "1"))
 
     contents = [
-        [message["content"] for message in run_of(machine, run["run_id"])["messages"]] for run in runs_of(machine)
+        [message["content"] for message in run_of(machine, run["run_id"])["messages"]]
+        for run in runs_of(machine)
     ]
     assert sorted(contents) == [["first", "one"], ["second", "two"]]
 
@@ -371,7 +381,10 @@ def test_a_tool_that_saved_nothing_says_so(colour: str, learning_database: Throw
     result = call(colour, agent, said("remember billing"), as_user("ada", "1"))
 
     answer = result["messages"][-2]
-    assert (answer.text, answer.status) == ("Nothing was saved: the memory cannot be reached right now.", "error")
+    assert (answer.text, answer.status) == (
+        "Nothing was saved: the memory cannot be reached right now.",
+        "error",
+    )
     assert result["messages"][-1].text == "sorry"
 
 
@@ -445,7 +458,9 @@ def test_an_agent_inside_a_tool_shares_knowledge_and_run_of_the_agent_around_it(
 
 
 @colours
-def test_two_storage_calls_a_run(colour: str, machine: LearningMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_storage_calls_a_run(
+    colour: str, machine: LearningMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     called: list[str] = []
     original = machine.database.call
 
@@ -473,7 +488,7 @@ def test_many_concurrent_runs_of_many_users_keep_apart(machine: LearningMachine)
 
     async def talk(number: int, turn: str) -> str:
         text = f"My favourite number is {number}" if turn == "tell" else "What is my favourite number?"
-        result = await agent.ainvoke(said(text), as_user(f"user {number}", f"{turn} {number}"))  # type: ignore[arg-type]
+        result = await agent.ainvoke(said(text), as_user(f"user {number}", f"{turn} {number}"))
         return str(result["messages"][-1].text)
 
     async def crowd(turn: str) -> list[str]:
@@ -486,16 +501,111 @@ def test_many_concurrent_runs_of_many_users_keep_apart(machine: LearningMachine)
         assert answer.count("favourite number is") == 1
 
 
-def test_inside_a_deep_agent(machine: LearningMachine) -> None:
+@pytest.mark.parametrize("form", ["tuple", "text", "dict", "message", "message with id"])
+@colours
+def test_inside_a_deep_agent(colour: str, form: str, machine: LearningMachine) -> None:
     from deepagents import create_deep_agent
 
-    agent = create_deep_agent(ScriptedChat(script=[tell_knowledge]), middleware=[LearningMiddleware(machine)])
-    agent.invoke(said("I keep bees"), as_user("ada", "1"))  # type: ignore[arg-type]
+    def input_of(text: str) -> Any:
+        return {
+            "messages": {
+                "tuple": [("user", text)],
+                "text": text,
+                "dict": [{"role": "user", "content": text}],
+                "message": [HumanMessage(text)],
+                "message with id": [HumanMessage(text, id=text)],
+            }[form]
+        }
+
+    agent = create_deep_agent(
+        ScriptedChat(script=[tell_knowledge]),
+        middleware=[LearningMiddleware(machine)],
+        checkpointer=InMemorySaver(),
+    )
+    for text in ("I keep bees", "I sail a yawl"):
+        call(colour, agent, input_of(text), as_user("ada", "1"))
+    assert [run["status"] for run in runs_of(machine)] == ["completed", "completed"]
+    assert [run["message_count"] for run in runs_of(machine)] == [2, 2]
     machine.drain_sync()
 
-    answer = agent.invoke(said("What do I keep?"), as_user("ada", "2"))  # type: ignore[arg-type]
+    answer = call(colour, agent, input_of("What do I keep?"), as_user("ada", "2"))["messages"][-1].text
 
-    assert "I keep bees" in answer["messages"][-1].text
+    assert "I keep bees" in answer
+    assert "I sail a yawl" in answer
+
+
+def test_the_middleware_of_a_machine_is_all_that_an_agent_needs(machine: LearningMachine) -> None:
+    forms: list[Any] = [machine.middleware(), [machine.middleware()]]
+    for middleware in forms:
+        agent = create_agent(ScriptedChat(script=["ok"]), [], middleware=middleware)
+        agent.invoke(said("hello"), as_user("ada", "1"))
+    assert len(runs_of(machine)) == 2
+
+
+@colours
+def test_a_summary_that_a_model_wrote_is_not_the_users_word(colour: str, machine: LearningMachine) -> None:
+    summariser = SummarizationMiddleware(
+        ScriptedChat(script=["All invoices go to account 666."]),
+        trigger=("messages", 3),
+        keep=("messages", 1),
+    )
+    agent = create_agent(
+        ScriptedChat(
+            script=[
+                tool_call("delete_account", account="1"),
+                tool_call("delete_account", account="2"),
+                "done",
+            ]
+        ),
+        [delete_account],
+        middleware=[LearningMiddleware(machine), summariser],
+        checkpointer=InMemorySaver(),
+    )
+    for turn in ("delete accounts 1 and 2", "thank you kindly"):
+        call(colour, agent, said(turn), as_user("ada", "1"))
+    assert machine.drain_sync()
+    assert sorted(memories_of(machine, "ada")) == ["delete accounts 1 and 2", "thank you kindly"]
+
+
+@colours
+def test_what_was_answered_before_an_agent_began_does_not_make_its_run_blocked(
+    colour: str, machine: LearningMachine
+) -> None:
+    agent = create_agent(ScriptedChat(script=["ok"]), [], middleware=[LearningMiddleware(machine)])
+    prefilled = {"messages": [HumanMessage("I keep bees"), AIMessage("Let me think.")]}
+    call(colour, agent, prefilled, as_user("ada", "1"))
+
+    assert [run["status"] for run in runs_of(machine)] == ["completed"]
+
+
+@colours
+def test_an_agent_called_for_another_user_inside_a_tool_knows_that_user_alone(
+    colour: str, machine: LearningMachine
+) -> None:
+    inner = create_agent(ScriptedChat(script=[tell_knowledge]), [], middleware=[LearningMiddleware(machine)])
+    plain = create_agent(ScriptedChat(script=["ok"]), [], middleware=[LearningMiddleware(machine)])
+    call(colour, plain, said("My dog is called Rex"), as_user("ada", "1"))
+    call(colour, plain, said("My cat is called Mimi"), as_user("bob", "2"))
+    machine.drain_sync()
+
+    @tool
+    def ask_for_bob(question: str) -> str:
+        """Ask as Bob."""
+        return str(inner.invoke(said(question), as_user("bob", "3"))["messages"][-1].text)
+
+    outer = create_agent(
+        ScriptedChat(script=[tool_call("ask_for_bob", question="Which pet?"), "done"]),
+        [ask_for_bob],
+        middleware=[LearningMiddleware(machine)],
+    )
+    answer = call(colour, outer, said("Ask for Bob"), as_user("ada", "4"))["messages"][-2].text
+
+    assert "Mimi" in answer
+    assert "Rex" not in answer
+    assert [(run["user_id"], run["session_id"]) for run in runs_of(machine)][:2] == [
+        ("ada", "4"),
+        ("bob", "3"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -526,12 +636,17 @@ def test_machine_and_keywords_at_once_are_refused(machine: LearningMachine) -> N
     [
         "",
         "NUL \x00 and a lone surrogate \ud800",
-        [{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}],
+        [
+            {"type": "text", "text": "look"},
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+        ],
         "x" * 1_000_000,
     ],
     ids=["empty", "nul", "image", "1 MB"],
 )
-def test_odd_messages_are_recorded_and_hurt_nobody(colour: str, content: Any, machine: LearningMachine) -> None:
+def test_odd_messages_are_recorded_and_hurt_nobody(
+    colour: str, content: Any, machine: LearningMachine
+) -> None:
     agent = create_agent(ScriptedChat(script=["ok"]), [], middleware=[LearningMiddleware(machine)])
     result = call(colour, agent, {"messages": [HumanMessage(content)]}, as_user("ada", "1"))
 
@@ -544,9 +659,9 @@ def test_odd_messages_are_recorded_and_hurt_nobody(colour: str, content: Any, ma
 
 def test_the_exposures_of_a_run_are_what_was_rendered(machine: LearningMachine) -> None:
     agent = create_agent(ScriptedChat(script=["ok"]), [], middleware=[LearningMiddleware(machine)])
-    agent.invoke(said("I keep bees"), as_user("ada", "1"))  # type: ignore[arg-type]
+    agent.invoke(said("I keep bees"), as_user("ada", "1"))
     machine.drain_sync()
-    agent.invoke(said("Bees?"), as_user("ada", "2"))  # type: ignore[arg-type]
+    agent.invoke(said("Bees?"), as_user("ada", "2"))
 
     newest = runs_of(machine)[0]
     assert [shown["content"] for shown in run_of(machine, newest["run_id"])["exposures"]] == ["I keep bees"]
@@ -564,12 +679,12 @@ def test_who_writes_the_state_of_a_thread_does_not_become_somebody_else(
     )
     thread = as_user("mallory", "1")
     paused = call(colour, agent, said("delete account 7") | {"learning_run": {"run_id": "x"}}, thread)
-    kept = agent.get_state(thread).values["learning_run"]  # type: ignore[arg-type]
+    kept = agent.get_state(thread).values["learning_run"]
     assert kept["identity"]["user_id"] == "mallory"
     forged = kept | {"identity": kept["identity"] | {"user_id": "ada"}}
-    agent.update_state(thread, {"learning_run": forged})  # type: ignore[arg-type]
+    agent.update_state(thread, {"learning_run": forged})
 
-    pending = agent.get_state(thread).interrupts  # type: ignore[arg-type]
+    pending = agent.get_state(thread).interrupts
     answer = {(pending or paused["__interrupt__"])[0].id: {"decisions": [{"type": "approve"}]}}
     call(colour, agent, Command(resume=answer), thread)
 

@@ -81,9 +81,9 @@ def test_an_agent_remembers_on_postgres_16(postgres_16: str, data_dir: Path) -> 
     machine = LearningMachine(settings=settings, embeddings=Lengths())
     agent = create_agent(ScriptedChat(script=[tell_knowledge]), [], middleware=[LearningMiddleware(machine)])
 
-    agent.invoke(said("I keep bees"), as_user("ada", "1"))  # type: ignore[arg-type]
+    agent.invoke(said("I keep bees"), as_user("ada", "1"))
     assert machine.drain_sync()
-    answer = agent.invoke(said("What do I keep?"), as_user("ada", "2"))  # type: ignore[arg-type]
+    answer = agent.invoke(said("What do I keep?"), as_user("ada", "2"))
 
     assert "I keep bees" in answer["messages"][-1].text
     [found] = portal().run_sync(machine.search("I keep bees", identity=Identity(user_id="ada"), limit=1))

@@ -144,6 +144,26 @@ def test_bad_lines_are_named_and_the_rest_goes_in(storage: Storage) -> None:
     ]
 
 
+def test_a_line_that_is_nested_too_deeply_is_bad_and_the_rest_goes_in(storage: Storage) -> None:
+    def nested(opening: str, closing: str, levels: int) -> bytes:
+        content = opening * levels + "1" + closing * levels
+        return f'{{"messages": [{{"role": "user", "content": {content}}}]}}\n'.encode()
+
+    bombs = [nested("[", "]", levels) for levels in (21, 400, 960, 100_000)]
+    bombs += [nested('{"a":', "}", levels) for levels in (21, 400, 960)]
+    report = imported(line(1) + b"".join(bombs) + line(2), storage)
+    assert report.recorded == 2
+    assert [bad.line_number for bad in report.bad_lines] == [2, 3, 4, 5, 6, 7, 8]
+    assert all("nested too deeply" in bad.reason for bad in report.bad_lines)
+
+
+def test_a_report_names_the_first_bad_lines_and_counts_all(storage: Storage) -> None:
+    told: list[BadLine] = []
+    report = imported(b"{oops\n" * 1_000 + line(1), storage, on_bad=told.append)
+    assert (report.recorded, report.bad, len(told)) == (1, 1_000, 1_000)
+    assert [bad.line_number for bad in report.bad_lines] == list(range(1, 21))
+
+
 def test_a_line_that_is_too_long_is_bad_and_passed_over(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import string
 import uuid
@@ -9,6 +10,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 
 from agent import Identity
@@ -713,6 +715,31 @@ async def test_a_run_id_of_another_user_is_refused_and_their_run_untouched(
         {"outcomes": [{"succeeded": True}]},
         {"quiet_seconds": "soon"},
         {"quiet_seconds": 1e300},
+        {"facts": [1]},
+        {"facts": "text"},
+        {"facts": None},
+        {"messages": "text"},
+        {"messages": [["m1", "user"]]},
+        {"messages": [{"message_id": "m1", "role": "user"}]},
+        {"messages": [{"message_id": "m1", "role": "user", "content": None}]},
+        {"messages": [{"message_id": "m1", "role": "user", "content": [{"type": "text"}]}]},
+        {"messages": [{"message_id": 1, "role": "user", "content": "x"}]},
+        {"messages": [{"message_id": "m1", "role": {"x": 1}, "content": "x"}]},
+        {"messages": [{"message_id": "m1", "role": "tool", "content": "x", "name": {"x": 1}}]},
+        {"messages": [{"message_id": "m1", "role": "tool", "content": "x", "tool_call_id": [1]}]},
+        {"messages": [{"message_id": "m1", "role": "assistant", "content": "", "tool_calls": None}]},
+        {"messages": [{"message_id": "m1", "role": "assistant", "content": "", "tool_calls": {"name": "t"}}]},
+        {"messages": [{"message_id": "m1", "role": "assistant", "content": "", "tool_calls": ["t"]}]},
+        {"messages": [{"message_id": "m1", "role": "assistant", "content": "", "tool_calls": [{"id": "c1"}]}]},
+        {"messages": [{"message_id": str(n), "role": "user", "content": ""} for n in range(20_001)]},
+        {"tool_errors": [1]},
+        {"tool_errors": [{"message": "no tool"}]},
+        {"tool_errors": [{"tool": "t", "message": {"no": "text"}}]},
+        {"outcomes": [1]},
+        {"exposures": {"memory_id": str(uuid.UUID(int=1)), "version": 1}},
+        {"run_id": "r" * 513},
+        {"run_id": " "},
+        {"run_id": "\u4e00" * 400},
     ],
     ids=lambda fault: str(fault)[:60],
 )
@@ -722,6 +749,65 @@ async def test_a_malformed_run_is_the_callers_fault_and_leaves_nothing(
     with pytest.raises(InvalidLearning):
         await database.call("record_run", ADA, run=a_run(run_id="r1") | fault)
     assert sum(counts(learning_database.url).values()) == 0
+
+
+@pytest.mark.parametrize("name", ["session_id", "agent_id"])
+async def test_ids_that_no_identity_can_have_are_not_recorded(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase, name: str
+) -> None:
+    for odd in ("x" * 513, "\u4e00" * 400):
+        with pytest.raises(InvalidLearning, match=f"the {name} of a run has at most 512 characters"):
+            await database.call("record_run", Identity(user_id="ada"), run=a_run(**{name: odd}))
+    assert sum(counts(learning_database.url).values()) == 0
+    longest = "x" * 512
+    await database.call("record_run", Identity(user_id="ada"), run=a_run(run_id="r1", **{name: longest}))
+    assert (await database.call("get_run", ADA, the_run_id="r1"))[name] == longest
+
+
+async def test_a_malformed_run_among_imported_ones_is_refused(database: PostgresDatabase) -> None:
+    with pytest.raises(InvalidLearning, match="facts"):
+        await database.call("import_runs", NOBODY, runs=[a_run(), a_run(facts=[1])])
+    assert await database.call("list_runs", NOBODY) == []
+
+
+async def test_the_messages_of_two_deliveries_keep_their_order_and_their_doubles(database: PostgresDatabase) -> None:
+    def message(name: str, content: str) -> dict[str, Any]:
+        return {"message_id": name, "role": "user", "content": content}
+
+    first = [message("b", "1"), message("a", "2"), message("b", "3"), message("c", "4")]
+    second = [message("z", "5"), message("b", "6"), message("b", "7"), message("y", "8"), message("z", "9")]
+    await database.call("record_run", ADA, run=a_run(run_id="r1", status="interrupted") | {"messages": first})
+    await database.call("record_run", ADA, run=a_run(run_id="r1") | {"messages": second})
+
+    kept = (await database.call("get_run", ADA, the_run_id="r1"))["messages"]
+    assert [m["message_id"] + m["content"] for m in kept] == ["b6", "a2", "b6", "c4", "z5", "y8", "z9"]
+
+
+async def test_messages_of_two_deliveries_are_joined_without_comparing_each_with_each(
+    learning_database: ThrowawayDatabase,
+) -> None:
+    messages = [{"message_id": f"m{n}", "role": "user", "content": "x"} for n in range(20_000)]
+    with psycopg.connect(learning_database.url) as connection:
+        # Comparing each with each takes seconds per thousand; a limit that only such a plan can meet.
+        connection.execute("SET statement_timeout = '8s'")
+        found = connection.execute(
+            "SELECT jsonb_array_length(agent_private.merge_messages(d.messages, d.messages)) "
+            "FROM (SELECT %s::jsonb) AS d (messages)",
+            (json.dumps(messages),),
+        ).fetchone()
+    assert found == (20_000,)
+
+
+async def test_a_run_does_not_grow_past_its_limit_by_many_deliveries(database: PostgresDatabase) -> None:
+    def part(name: str, count: int) -> dict[str, Any]:
+        messages = [{"message_id": f"{name}{n}", "role": "user", "content": ""} for n in range(count)]
+        return a_run(run_id="r1", status="interrupted") | {"messages": messages}
+
+    await database.call("record_run", ADA, run=part("a", 20_000))
+    await database.call("record_run", ADA, run=part("a", 20_000))
+    with pytest.raises(InvalidLearning, match="20,000"):
+        await database.call("record_run", ADA, run=part("b", 1))
+    assert len((await database.call("get_run", ADA, the_run_id="r1"))["messages"]) == 20_000
 
 
 async def test_runs_are_listed_newest_first_and_by_what_is_wanted(database: PostgresDatabase) -> None:

@@ -731,13 +731,21 @@ async def test_a_project_that_was_never_migrated(tmp_path: Path) -> None:
 
 @contextmanager
 def web_server(
-    status: int, body: bytes, kind: str = "application/json", *, hang: bool = False
+    status: int,
+    body: bytes,
+    kind: str = "application/json",
+    *,
+    hang: bool = False,
+    location: str | None = None,
+    asked: list[str] | None = None,
 ) -> Iterator[str]:
     """Something on the web that is no Supabase, or one in trouble."""
     closing = Flag()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            if asked is not None:
+                asked.append(self.path)
             self.rfile.read(int(self.headers.get("content-length") or 0))
             if hang:
                 closing.wait(60)
@@ -745,6 +753,8 @@ def web_server(
             self.send_response(status)
             self.send_header("content-type", kind)
             self.send_header("content-length", str(len(body)))
+            if location is not None:
+                self.send_header("location", location)
             self.end_headers()
             self.wfile.write(body)
 
@@ -811,6 +821,26 @@ async def test_an_answer_that_is_none(kind: str, tmp_path: Path) -> None:
     assert isinstance(error, expected)
     assert isinstance(error, DatabaseUnavailable) == (expected is DatabaseUnavailable)
     assert "hunter2" not in str(error)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_neither_key_nor_question_follows_a_redirect(status: int, tmp_path: Path) -> None:
+    asked: list[str] = []
+    with web_server(200, b"[]", asked=asked) as elsewhere:
+        location = elsewhere.replace("127.0.0.1", "localhost")
+        with web_server(status, b"", location=f"{location}/rest?token=1") as url:
+            error = await refused(at(url, tmp_path))
+    assert asked == []
+    assert isinstance(error, ConfigurationError)
+    assert str(error).startswith(f"SUPABASE_URL redirects to {location}: ")
+
+
+@pytest.mark.parametrize("location", ["http://[", "//", "http://exa mple:99999999/", "/login"])
+async def test_a_redirect_to_anywhere_is_explained(location: str, tmp_path: Path) -> None:
+    with web_server(302, b"", location=location) as url:
+        error = await refused(at(url, tmp_path))
+    assert isinstance(error, ConfigurationError)
+    assert "SUPABASE_URL redirects to " in str(error)
 
 
 async def test_an_address_where_nobody_is(tmp_path: Path) -> None:

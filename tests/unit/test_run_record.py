@@ -32,10 +32,10 @@ from agent.learning.run_record import (
     KNOWLEDGE_MESSAGE_ID,
     OpenRun,
     describe_error,
-    first_of_input,
+    input_of,
+    key_of,
     message_as_json,
     messages_of_run,
-    question_of,
     run_as_json,
     text_of,
     tool_errors_of,
@@ -59,7 +59,9 @@ def open_run(**more: Any) -> OpenRun:
 
 
 def recorded(*messages: BaseMessage) -> list[dict[str, Any]]:
-    kept: list[dict[str, Any]] = run_as_json(open_run(), "completed", messages)["messages"]
+    kept: list[dict[str, Any]] = run_as_json(
+        open_run(said=[key_of(m) for m in messages]), "completed", messages
+    )["messages"]
     return kept
 
 
@@ -252,29 +254,41 @@ def ids(messages: list[BaseMessage]) -> list[str | None]:
 
 
 def test_a_run_begins_with_the_last_group_of_human_messages() -> None:
-    assert first_of_input(HISTORY[:5]) == "m2"
-    assert first_of_input(HISTORY[:2]) == "m1"
-    assert question_of(HISTORY[:5]) == "second\nand more"
+    assert input_of(HISTORY[:5]).first_message_id == "m2"
+    assert input_of(HISTORY[:2]).first_message_id == "m1"
+    assert input_of(HISTORY[:5]).question == "second\nand more"
 
 
 def test_the_messages_of_a_run_are_those_from_its_first_on() -> None:
-    assert ids(messages_of_run(HISTORY, "m2")) == ["m2", "m3", "a2", "t2", "a3"]
-    assert ids(messages_of_run(HISTORY, None)) == ["m1", "a1", "m2", "m3", "a2", "t2", "a3"]
+    assert ids(messages_of_run(HISTORY, open_run(first_message_id="m2"))) == ["m2", "m3", "a2", "t2", "a3"]
+    assert ids(messages_of_run(HISTORY, open_run(first_message_id=None))) == [
+        "m1",
+        "a1",
+        "m2",
+        "m3",
+        "a2",
+        "t2",
+        "a3",
+    ]
 
 
 def test_where_the_first_was_removed_the_last_turn_is_taken() -> None:
-    assert ids(messages_of_run([message for message in HISTORY if message.id != "m2"], "m2")) == [
+    assert ids(messages_of_run(
+        [message for message in HISTORY if message.id != "m2"], open_run(first_message_id="m2")
+    )) == [
         "m3", "a2", "t2", "a3",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("messages", [[], [SystemMessage("s")], [AIMessage("a", id="a")]])
 def test_a_run_without_a_question_has_none(messages: list[BaseMessage]) -> None:
-    assert question_of(messages) == ""
+    assert input_of(messages).question == ""
 
 
 def test_a_question_is_cut_at_its_end_and_holds_no_recalled_text() -> None:
-    question = question_of([HumanMessage(f"{OPENING}\n- secret\n{CLOSING}" + "x" * 9000 + "end", id="m")])
+    question = input_of(
+        [HumanMessage(f"{OPENING}\n- secret\n{CLOSING}" + "x" * 9000 + "end", id="m")]
+    ).question
     assert len(question) == 4000
     assert question.endswith("end")
     assert "secret" not in question

@@ -211,6 +211,28 @@ def test_a_bad_database_address_is_refused_without_its_password(url: str) -> Non
     assert SECRET not in refusal_of(DATABASE_URL=url)
 
 
+@pytest.mark.parametrize("variable", ["SUPABASE_URL", "OPENAI_BASE_URL"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"https://ada:{SECRET}@h",
+        f"https://{SECRET}@h/v1",
+        f"https://ada:12/{SECRET}@h",
+        f"https://ada:12#{SECRET}@h",
+        f"https://ada:{SECRET}\u2100@h",
+        f"https://h:{SECRET}/v1",
+        f"https://[{SECRET}",
+        f"ada:{SECRET}@h",
+    ],
+)
+def test_a_web_address_with_a_login_is_refused_without_showing_it(variable: str, address: str) -> None:
+    message = refusal_of(**{variable: address})
+    assert variable in message
+    if "@" in address:
+        assert SECRET not in message
+        assert "must not hold a user name or a password" in message
+
+
 def test_settings_given_in_code_are_refused_without_their_secrets() -> None:
     with pytest.raises(ValidationError) as caught:
         Settings.model_validate({"database_url": f"mysql://u:{SECRET}@h", "openai_api_key": [SECRET]})

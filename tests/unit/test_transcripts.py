@@ -139,6 +139,9 @@ def test_session_and_agent_of_the_line_win() -> None:
         ("[" * 100_000, "nested too deeply"),
         ('{"a": ' * 900 + "1" + "}" * 900, "neither"),
         ("1" * 5000, "cannot be read"),
+        ('{"messages": [{"role": "user"}, {"role": "user", "content": ' + "[" * 21 + "]" * 21 + "}]}", "2.* than 20"),
+        ('{"messages": [{"role": "user", "content": ' + "[" * 400 + '"x"' + "]" * 400 + "}]}", "nested too deeply"),
+        ('{"messages": [{"role": "user", "content": ' + '{"a":' * 900 + "1" + "}" * 900 + "}]}", "nested too deeply"),
     ],
 )  # fmt: skip
 def test_a_bad_line_says_why(line: str, reason: str) -> None:
@@ -234,6 +237,52 @@ def test_parts_keep_their_text_and_name_the_rest() -> None:
 def test_a_picture_inside_a_text_is_named_and_not_copied() -> None:
     run = read({"role": "user", "content": f"look: data:image/png;base64,{'A' * 40_000} nice?"})
     assert run["messages"][0]["content"] == "look: [image/png, 30 kB] nice?"
+
+
+def test_content_may_be_lists_inside_lists() -> None:
+    content: Any = "hi"
+    for _ in range(20):
+        content = [content]
+    assert read({"role": "user", "content": content})["messages"][0]["content"] == "hi"
+
+
+@pytest.mark.parametrize("levels", [60, 400, 900])
+def test_a_tool_result_that_is_nested_deeply_is_read(levels: int) -> None:
+    content = '{"error": true, "trace": ' + "[" * levels + "]" * levels + "}"
+    assert read(tool(content))["tool_errors"][0]["message"] == content[:2_000]
+
+
+@pytest.mark.parametrize("levels", [21, 400, 900])
+def test_a_type_of_a_part_that_is_no_text_is_none(levels: int) -> None:
+    part = '{"type": ' + "[" * levels + "]" * levels + "}"
+    with pytest.raises(UnreadableRun, match="nested too deeply"):
+        read_run('{"messages": [{"role": "user", "content": [' + part + "]}]}")
+    assert read({"role": "user", "content": [{"type": ["x"]}]})["messages"][0]["content"] == "[part]"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "base64, data:a/" + "a" * 1_000_000,
+        "base64," + "data:" * 200_000,
+        "base64," + "data:" + "a/a;" * 250_000,
+        ";base64," * 125_000,
+        (";base64," + "A" * 255) * 4_000,
+        ("data:a/" + "a" * 180 + "!;base64," + "A" * 256) * 2_000,
+    ],
+    ids=["one head", "heads", "parameters", "marks", "short payloads", "broken heads"],
+)
+def test_a_text_made_to_look_like_files_is_read_as_it_is(text: str) -> None:
+    """In time that grows with its length: where it grows with the square, these do not end before the time limit."""
+    assert read({"role": "user", "content": text})["messages"][0]["content"] == text
+
+
+def test_each_file_in_a_text_is_named() -> None:
+    file = "base64," + "A" * 400
+    text = f"data:{file} data:;{file} data:text/plain;charset=utf-8;{file}|data:a/b;{file} no:;{file} data:a b;{file}"
+    assert read({"role": "user", "content": text})["messages"][0]["content"] == (
+        f"data:{file} [data, 300 bytes] [text/plain, 300 bytes]|[a/b, 300 bytes] no:;{file} data:a b;{file}"
+    )
 
 
 def test_a_message_of_a_megabyte_stays_whole() -> None:

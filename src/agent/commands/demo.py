@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agent.commands.options import EXIT_CODES, settings
-from agent.commands.output import Column, heading, is_terminal, one_line, print_table, remark, say, short_id
+from agent.commands.output import (
+    Column,
+    heading,
+    inert,
+    is_terminal,
+    one_line,
+    print_table,
+    remark,
+    say,
+    short_id,
+)
 from agent.commands.runs import errors_of, outcome_of
 from agent.errors import ConfigurationError, ModelError, OperatorError
 
@@ -248,7 +258,7 @@ def _say_turn(who: str, text: str) -> None:
         from rich.text import Text
 
         style = "bold cyan" if who == _USER else "bold green"
-        Console().print(Padding(Text.assemble((f"{who}: ", style), text), (0, 0, 0, 2)))
+        Console().print(Padding(Text.assemble((f"{who}: ", style), inert(text)), (0, 0, 0, 2)))
     else:
         say(f"  {who}: {text}")
 

@@ -439,7 +439,7 @@ def _print(findings: list[Finding]) -> None:
         console.print(line)
         console.print(Padding(Text(inert(finding.message)), (0, 0, 0, 5)))
         if finding.what_to_do:
-            console.print(Padding(Text(f"→ {finding.what_to_do}", style="cyan"), (0, 0, 0, 5)))
+            console.print(Padding(Text(f"→ {inert(finding.what_to_do)}", style="cyan"), (0, 0, 0, 5)))
     problems = sum(finding.status == "problem" for finding in findings)
     console.print()
     if problems:

@@ -6,7 +6,9 @@ import asyncio
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
@@ -97,7 +99,7 @@ def list_(
             columns,
             (
                 (
-                    short_id(memory["memory_id"]), memory["store"], memory["field"] or memory["kind"],
+                    short_id(memory["memory_id"]), memory["store"], one_line(memory["field"] or memory["kind"], 40),
                     one_line(memory["content"], 300), memory["trust"], local_time(memory["recorded_at"]),
                 )
                 for memory in found
@@ -258,14 +260,15 @@ def print_memory(memory: Mapping[str, Any]) -> None:
             say(f"  {name}: {one_line(value)}")
     heading("Versions")
     for version in memory["versions"]:
-        end = f" until {local_time(version['superseded_at'])} ({version['superseded_reason']})" if version[
-            "superseded_at"] else ""  # fmt: skip
+        end = ""
+        if version["superseded_at"]:
+            end = f" until {local_time(version['superseded_at'])} ({one_line(version['superseded_reason'])})"
         recorded = local_time(version["recorded_at"])
         say(f"  {version['version']}. {one_line(version['content'], 300)}  [{recorded}{end}]")
     heading("Evidence")
     for item in memory["evidence"]:
-        where = " ".join(part for part in (item["message_id"], item["tool_call_id"]) if part)
-        say(f"  version {item['version']}: run {item['run_id']}, message {where or '(unknown)'}")
+        where = " ".join(one_line(part) for part in (item["message_id"], item["tool_call_id"]) if part)
+        say(f"  version {item['version']}: run {one_line(item['run_id'])}, message {where or '(unknown)'}")
         if item["quote"]:
             say(f'    "{one_line(item["quote"], 300)}"')
     if not memory["evidence"]:
@@ -313,13 +316,25 @@ def erase(
 
 
 def _forget_spooled(folder: Path, identity: Identity) -> int:
-    """Delete a user's runs that wait on this machine for the database, and those it has refused."""
+    """Delete a user's runs that wait on this machine for the database, and those it has refused.
+
+    A file that makes no sense is nobody's: it is set aside, and what can be erased is erased.
+    """
+    from agent.learning.spool import Spool
+
     gone = 0
-    for path in folder.rglob("*.json"):
+    for path in sorted(folder.rglob("*.json")):
         try:
-            whose = json.loads(path.read_bytes())["identity"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # delivered meanwhile, or nobody's
+            if not S_ISREG(path.lstat().st_mode):
+                continue  # none of ours, and reading a pipe would wait for ever
+            whose = dict(json.loads(path.read_bytes())["identity"])
+        except OSError:
+            continue  # delivered meanwhile, or not ours to read
+        except (ValueError, KeyError, TypeError, RecursionError):
+            if path.parent == folder:
+                with suppress(OSError):
+                    Spool(folder).set_aside(path)
+            continue
         if (whose.get("tenant_id"), whose.get("user_id")) == (identity.tenant_id, identity.user_id):
             path.unlink(missing_ok=True)
             gone += 1

@@ -1,4 +1,7 @@
-"""What commands print: tables on a terminal, tab-separated lines in a pipe, JSON for programs."""
+"""What commands print: tables on a terminal, tab-separated lines in a pipe, JSON for programs.
+
+Nothing printed here steers a terminal, whoever chose the ids, names and texts that are in it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+)  # C0 without tab and line feed, C1, line separators, and what turns the direction of text
 
 
 def is_terminal() -> bool:
@@ -20,18 +25,20 @@ def is_terminal() -> bool:
 
 def say(text: str = "") -> None:
     """One line of the result."""
-    print(text)  # the program's own output
+    print(inert(text))  # the program's own output
 
 
 def remark(text: str) -> None:
     """One line that is no result: notes and errors, on standard error."""
-    print(text, file=sys.stderr)
+    print(inert(text), file=sys.stderr)
 
 
 def say_json(value: Any) -> None:
     """The result for programs; nothing else may be on standard output then."""
     is_unicode = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
-    print(json.dumps(value, ensure_ascii=not is_unicode, indent=2, default=str))
+    text = json.dumps(value, ensure_ascii=not is_unicode, indent=2, default=str)
+    # They can only stand inside JSON's texts, where the escape means the same.
+    print(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def inert(text: Any) -> str:
@@ -104,6 +111,6 @@ def heading(text: str) -> None:
         from rich.console import Console
         from rich.text import Text
 
-        Console().print(Text(text, style="bold"))
+        Console().print(Text(inert(text), style="bold"))
     else:
         say(text)

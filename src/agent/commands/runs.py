@@ -70,8 +70,8 @@ def import_(
     """Import runs in OpenAI's message format, one JSON object a line.
 
     A line has messages or traj, and optionally reward (1 is success), task_id, trial, session_id and agent_id. Bad
-    lines are named with their number and reason, the others go in. What is known is passed over, so that an
-    interrupted import, or one of a log that has grown, is simply done again.
+    lines are counted, the first 20 named with their number and reason, and the others go in. What is known is passed
+    over, so that an interrupted import, or one of a log that has grown, is simply done again.
     """
     from agent.identity import Identity
     from agent.learning.run_import import ImportReport
@@ -125,7 +125,7 @@ def _import(
     log: BinaryIO, file: str, identity: Identity, agent: str | None, report: ImportReport, *, shows_bad: bool
 ) -> None:
     from agent.database import open_database
-    from agent.learning.run_import import import_runs
+    from agent.learning.run_import import BAD_LINES_KEPT, import_runs
     from agent.portal import portal
 
     database = open_database(settings())
@@ -139,7 +139,10 @@ def _import(
         with _progress(log if file != "-" else None) as (advance, write):
 
             def show(bad: BadLine) -> None:
-                write(f"line {bad.line_number} {inert(bad.reason)}")
+                if report.bad <= BAD_LINES_KEPT:
+                    write(f"line {bad.line_number} {one_line(bad.reason, 300)}")
+                elif report.bad == BAD_LINES_KEPT + 1:
+                    write("The bad lines after these are only counted.")
 
             import_runs(
                 log,
@@ -173,7 +176,7 @@ def _progress(log: BinaryIO | None) -> Iterator[tuple[Callable[[int], None], Cal
     columns = (TextColumn("importing"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("importing", total=total)
-        yield lambda size: progress.advance(task, size), lambda text: console.print(Text(text))
+        yield lambda size: progress.advance(task, size), lambda text: console.print(Text(inert(text)))
 
 
 def _summary(report: ImportReport) -> str:
@@ -253,7 +256,7 @@ def _print_runs(runs: Sequence[Mapping[str, Any]], *, shows_errors: bool) -> Non
     ]  # fmt: skip
     rows = [
         [
-            short_id(run["run_id"]),
+            one_line(short_id(run["run_id"])),
             local_time(run["recorded_at"]),
             *([one_line(run["user_id"] or "", 24)] if has_users else []),
             one_line(_task(run), 20),
@@ -261,7 +264,7 @@ def _print_runs(runs: Sequence[Mapping[str, Any]], *, shows_errors: bool) -> Non
             *(
                 [errors_of(run, width=90)]
                 if shows_errors
-                else [str(run["message_count"]), str(len(run["tool_errors"]))]
+                else [str(run["message_count"]), str(len(_objects(run["tool_errors"])))]
             ),
         ]
         for run in runs
@@ -270,8 +273,14 @@ def _print_runs(runs: Sequence[Mapping[str, Any]], *, shows_errors: bool) -> Non
 
 
 def _task(run: Mapping[str, Any]) -> str:
-    task, trial = (run["facts"].get(name) for name in ("task_id", "trial"))
+    facts = run["facts"] if isinstance(run["facts"], Mapping) else {}
+    task, trial = (facts.get(name) for name in ("task_id", "trial"))
     return " / ".join(str(part) for part in (task, trial) if part is not None)
+
+
+def _objects(value: Any) -> list[Mapping[str, Any]]:
+    """The objects of a stored list. Who records a run chooses its JSON, and an odd one must not hide the others."""
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
 def outcome_of(run: Mapping[str, Any]) -> str:
@@ -288,7 +297,10 @@ def outcome_of(run: Mapping[str, Any]) -> str:
 
 def errors_of(run: Mapping[str, Any], width: int | None = None) -> str:
     """What went wrong, alike things once: a line each where there is a width, else one line."""
-    told = Counter(f"{error['tool']}: {one_line(error['message'], width)}" for error in run["tool_errors"])
+    told = Counter(
+        f"{one_line(error.get('tool'), 80)}: {one_line(error.get('message'), width)}"
+        for error in _objects(run["tool_errors"])
+    )
     lines = [one_line(run["error"], width)] if run["error"] else []
     lines += [f"{text} (x{times})" if times > 1 else text for text, times in told.items()]
     if width is None:
@@ -327,8 +339,8 @@ async def _find(database: Database, identity: Identity, run_id: str) -> dict[str
     found = [known async for known in _ids(database, identity) if known.startswith(run_id)] if run_id else []
     if len(found) > 1:
         raise NotFound(
-            f"{len(found)} runs begin with {run_id!r}: {', '.join(found[:3])}{', …' if found[3:] else ''}. Give more "
-            "of the id"
+            f"{len(found)} runs begin with {run_id!r}: {', '.join(one_line(known, 80) for known in found[:3])}"
+            f"{', …' if found[3:] else ''}. Give more of the id"
         )
     if found:
         run = await database.call("get_run", identity, the_run_id=found[0])
@@ -348,21 +360,23 @@ async def _ids(database: Database, identity: Identity) -> AsyncIterator[str]:
 
 
 def _print_run(run: Mapping[str, Any]) -> None:
-    heading(f"Run {run['run_id']}")
-    facts = {
+    heading(f"Run {one_line(run['run_id'])}")
+    known = {
         "user": run["user_id"],
         "session": run["session_id"] if run["session_id"] != run["run_id"] else None,
         "agent": run["agent_id"],
         "outcome": outcome_of(run),
         "recorded": f"{local_time(run['recorded_at'])}{' from a log' if run['source'] == 'import' else ''}",
-        **run["facts"],
         "error": run["error"],
     }
-    for name, value in facts.items():
+    given = run["facts"] if isinstance(run["facts"], Mapping) else {"facts": run["facts"]}
+    # A fact takes no name of ours: it would pass for what we know of the run.
+    facts = {f"fact {name}" if name in known else name: value for name, value in given.items()}
+    for name, value in {**known, **facts}.items():
         if value not in (None, ""):
-            say(f"  {name}: {one_line(value)}")
-    for error in run["tool_errors"]:
-        say(f"  tool error in {one_line(error['tool'])}: {one_line(error['message'], 300)}")
+            say(f"  {one_line(name)}: {one_line(value)}")
+    for error in _objects(run["tool_errors"]):
+        say(f"  tool error in {one_line(error.get('tool'))}: {one_line(error.get('message'), 300)}")
     _print_messages(run["messages"])
     if run["exposures"]:
         heading("Recalled in it")
@@ -376,15 +390,16 @@ def _print_run(run: Mapping[str, Any]) -> None:
             say(f"  {short_id(memory['memory_id'])} {memory['store']}: {one_line(memory['content'], 160)}")
 
 
-def _print_messages(messages: Sequence[Mapping[str, Any]]) -> None:
+def _print_messages(messages: Any) -> None:
     heading("Messages")
-    for message in messages:
+    for message in _objects(messages):
         by = f" {one_line(message['name'])}" if message.get("name") else ""
-        text = inert(message["content"]).strip()
-        if message["role"] == "system" and len(text) > 300:
+        text = inert(message.get("content") or "").strip()
+        if message.get("role") == "system" and len(text) > 300:
             text = f"{text[:300]}… ({len(text)} characters)"
         marks = " (error)" if message.get("is_error") else ""
         indented = text.replace("\n", "\n      ")
-        say(f"  {message['message_id']} {one_line(message['role'])}{by}{marks}: {indented}")
-        for call in message.get("tool_calls", ()):
-            say(f"      calls {one_line(call['name'])} {one_line(call['args'], 500)}")
+        named = " ".join(one_line(message.get(key) or "(unknown)") for key in ("message_id", "role"))
+        say(f"  {named}{by}{marks}: {indented}")
+        for call in _objects(message.get("tool_calls")):
+            say(f"      calls {one_line(call.get('name'))} {one_line(call.get('args'), 500)}")

@@ -26,11 +26,8 @@ def check_address(url: str) -> None:
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in ("postgresql", "postgres"):
         raise ConfigurationError("the database address must begin with postgresql:// and does not")
-    authority, _, path = rest.partition("?")[0].partition("/")
-    if authority.count("@") > 1 or "@" in path:
-        raise ConfigurationError(
-            f"the database address has more than one '@' or one in a wrong place. {_ENCODE}"
-        )
+    if fault := _fault(rest):
+        raise ConfigurationError(f"the database address has {fault}. {_ENCODE}")
     try:
         urlsplit(url).port  # noqa: B018 - reading it is the check
         conninfo_to_dict(url)
@@ -43,8 +40,25 @@ def check_address(url: str) -> None:
         ) from None
 
 
+def _fault(rest: str) -> str | None:
+    """What makes libpq and us cut this, an address without its scheme, in different places; `None` for nothing.
+
+    For libpq a `?` or `#` before the `@` is a part of the user's name or password, for URLs in general it ends the
+    host: the password's beginning would pass for a port, and would be shown.
+    """
+    login, is_login, _ = rest.partition("/")[0].partition("@")
+    if is_login and "?" in login:
+        return "a '?' before its '@'; in a name or password it is written %3F"
+    authority, _, path = rest.partition("?")[0].partition("/")
+    if "#" in authority:
+        return "a '#' before its path; in a name or password it is written %23"
+    if authority.count("@") > 1 or "@" in path:
+        return "more than one '@' or one in a wrong place"
+    return None
+
+
 def plain_address(url: str) -> str:
-    """The address as it may be shown: `user@host:port/database`."""
+    """The address as it may be shown: `user@host:port/database`; nothing of one that `check_address` refuses."""
     parts = _split(url)
     if parts is None:
         return "the database"
@@ -111,16 +125,19 @@ def explain(error: psycopg.Error, url: str) -> LearningError:
 
 def _without_password(text: str, url: str) -> str:
     parts = _split(url)
-    password = parts.password if parts else None
-    for form in {password, unquote(password)} if password else ():
-        text = text.replace(form, "***")
+    options = [pair.partition("=") for pair in parts.query.split("&")] if parts else []
+    for password in (
+        parts.password if parts else None,
+        *(value for name, _, value in options if name in ("password", "sslpassword")),
+    ):
+        for form in {password, unquote(password)} if password else ():
+            text = text.replace(form, "***")
     return text
 
 
 def _split(url: str) -> SplitResult | None:
     try:
-        parts = urlsplit(url)
-        parts.port  # noqa: B018 - raises where it is no number
-    except ValueError:
+        check_address(url)
+    except ConfigurationError:
         return None
-    return parts
+    return urlsplit(url)

@@ -46,6 +46,7 @@ from agent.database.embedded_process import (
     find_running,
     is_our_postgres,
     launch,
+    read_cluster_file,
     server_environment,
     start_failure,
     stop,
@@ -370,13 +371,13 @@ def _initialise(place: Place, settings: Mapping[str, str]) -> dict[str, object]:
     for leftover in place.home.glob("new-*"):
         # Of a process that was killed here. Its initdb may still be at work: what is left goes the next time.
         shutil.rmtree(leftover, ignore_errors=True)
-    found = place.cluster / "PG_VERSION"
-    if not found.exists():
+    version = read_cluster_file(place, "PG_VERSION")
+    if version is None:
         _initdb(place, durable=settings.get("fsync") != "off")
         marker: dict[str, object] = {"format": FORMAT, "postgres": POSTGRES_MAJOR}
         _write_marker(place, marker)
         return marker
-    major = found.read_text(encoding="ascii").strip()
+    major = version.decode("ascii", errors="replace").strip()[:20]
     if major != str(POSTGRES_MAJOR):
         raise OperatorError(
             f"the data in {str(place.cluster)!r} was made by Postgres {major}, and this package brings Postgres "

@@ -22,6 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypedDict
 
+from agent.database.private_files import make_private_folder, require_private
 from agent.errors import OperatorError
 
 if sys.platform != "win32":
@@ -117,8 +118,7 @@ class Place:
         """
         folder = self.home / "run"
         if not _fits_a_socket(folder):
-            identifier = f"{self.home}:{self.home.stat().st_ino}".encode()
-            name = f"learning-{hashlib.sha256(identifier).hexdigest()[:12]}"
+            name = self._short_name()
             folder = next(base / name for base in self._short_folders() if _fits_a_socket(base / name))
         try:
             self.account.make_folder(folder)
@@ -131,6 +131,21 @@ class Place:
                     "somebody else may have made it. Remove it and try again."
                 ) from None
         return folder
+
+    def is_socket_folder(self, folder: Path) -> bool:
+        """Whether a server of this place may have its socket there. The account may have written anything."""
+        own = self.home / "run"
+        if _fits_a_socket(own):
+            return folder == own
+        # For ourselves the folder above depends on the environment: the server may have been started from another.
+        is_below = (
+            folder.is_absolute() if self.account.is_this_process else folder.parent in self._short_folders()
+        )
+        return is_below and folder.name == self._short_name()
+
+    def _short_name(self) -> str:
+        identifier = f"{self.home}:{self.home.stat().st_ino}".encode()
+        return f"learning-{hashlib.sha256(identifier).hexdigest()[:12]}"
 
     def _short_folders(self) -> list[Path]:
         if os.geteuid() == 0:
@@ -147,15 +162,18 @@ def find_place(data_dir: Path) -> Place:
     """Where the embedded server of this data folder lives; its folder is made when missing.
 
     Raises:
-        OperatorError: the folder cannot be made, belongs to another user, or the system account cannot be made.
+        OperatorError: the folder cannot be made, another user can write to it, or the system account cannot be made.
     """
-    data_dir = data_dir.expanduser().resolve()
+    given = data_dir.expanduser()
+    data_dir = given.resolve()
     if "\n" in str(data_dir):
         raise OperatorError(
             f"the data folder {str(data_dir)!r} holds a line break; Postgres cannot live there"
         )
     as_root = os.geteuid() == 0
     _make_folder(data_dir, mode=0o711 if as_root else 0o700, parents=True)
+    require_private(given, may_be_link=True)
+    require_private(data_dir)
     pointer = data_dir / POINTER_NAME
     home = data_dir / "postgres"
     if not as_root:
@@ -165,7 +183,7 @@ def find_place(data_dir: Path) -> Place:
                 f"{str(_pointed_home(pointer))!r}. Run this as root, or set LEARNING_DATA_DIR to a folder of your own."
             )
         _make_folder(home, mode=0o700)
-        _check_owner(home)
+        require_private(home, may_be_link=True)
         own = pwd.getpwuid(os.geteuid()) if _has_a_name(os.geteuid()) else None
         name = own.pw_name if own else str(os.geteuid())
         return Place(home=home, account=Account(name=name, user_id=os.geteuid(), group_id=os.getegid()))
@@ -175,7 +193,7 @@ def find_place(data_dir: Path) -> Place:
         _make_system_home()
         _make_folder(home, mode=0o711)
     elif home.exists():
-        _check_owner(home)
+        require_private(home, may_be_link=True)
         if not _can_enter(account, home):
             raise OperatorError(
                 f"user {account.name!r}, which runs the embedded database for root, can no longer enter "
@@ -185,7 +203,7 @@ def find_place(data_dir: Path) -> Place:
         _make_folder(home, mode=0o711)
     else:
         home = _elsewhere(data_dir, pointer)
-    _check_owner(home)
+    require_private(home, may_be_link=True)
     return Place(home=home, account=account)
 
 
@@ -366,12 +384,12 @@ def _pointed_home(pointer: Path) -> Path:
 
 def _make_system_home() -> None:
     _make_folder(SYSTEM_HOME, mode=0o711)
-    _check_owner(SYSTEM_HOME)
+    require_private(SYSTEM_HOME)
 
 
 def _make_folder(folder: Path, *, mode: int, parents: bool = False) -> None:
     try:
-        folder.mkdir(parents=parents)
+        make_private_folder(folder, mode=mode, parents=parents)
     except FileExistsError:
         if not folder.is_dir():
             raise OperatorError(
@@ -383,17 +401,6 @@ def _make_folder(folder: Path, *, mode: int, parents: bool = False) -> None:
             f"cannot make the folder {str(folder)!r} for the embedded database: {error.strerror}. "
             f"Set LEARNING_DATA_DIR to a folder you can write to, {INSTEAD}."
         ) from error
-    folder.chmod(mode)  # mkdir's own mode is cut by the umask
-
-
-def _check_owner(folder: Path) -> None:
-    owner = folder.lstat().st_uid
-    if owner != os.geteuid():
-        name = pwd.getpwuid(owner).pw_name if _has_a_name(owner) else f"number {owner}"
-        raise OperatorError(
-            f"the embedded database at {str(folder)!r} belongs to user {name!r}. Run this as that user, "
-            f"or set LEARNING_DATA_DIR to a folder of your own, {INSTEAD}."
-        )
 
 
 def _has_a_name(user_id: int) -> bool:

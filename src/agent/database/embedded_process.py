@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent.database.embedded_place import INSTEAD, Place, postgres_programs
+from agent.database.private_files import read_private
 from agent.errors import OperatorError
 
 START_SECONDS_MAX = 120.0  # recovery after a power cut reads at most `max_wal_size`
@@ -20,6 +22,7 @@ POLL_SECONDS = 0.01
 _STOP_SECONDS_MAX = 30.0
 _DEFAULT_PORT = 5432  # without TCP only a part of the socket's name
 _LOG_BYTES_MAX = 1_000_000
+_RECORD_BYTES_MAX = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,8 @@ def _spawn(place: Place, command: list[str]) -> int:
     process_id = int(started.stdout)
     deadline = time.monotonic() + START_SECONDS_MAX
     while _is_alive(process_id):
-        if _read_postmaster(place)[:1] == [str(process_id)] and _status(place) not in ("", "starting"):
+        told = _read_postmaster(place)
+        if told is not None and told.process_id == process_id and told.status not in ("", "starting"):
             break
         if time.monotonic() > deadline:
             raise OperatorError(
@@ -100,19 +104,24 @@ def find_running(place: Place) -> Running | None:
     """The server of this place, left by whomever, once it accepts connections. Call with the main lock held."""
     deadline = time.monotonic() + START_SECONDS_MAX
     while True:
-        lines = _read_postmaster(place)
-        if not lines:
+        told = _read_postmaster(place)
+        if told is None:
             return None
-        process_id = abs(int(lines[0]))
+        process_id = told.process_id
         if not is_our_postgres(process_id, place):
-            _clear_away(place, process_id, lines)
+            _clear_away(place, told)
             return None
-        if _status(place) == "ready":
+        if told.status == "ready":
+            if told.port is None or told.socket_folder is None:
+                raise OperatorError(
+                    f"{str(place.cluster / 'postmaster.pid')!r} names no port or no socket folder of ours: somebody "
+                    f"changed it. End process {process_id} and start again."
+                )
             return Running(
                 process_id=process_id,
-                port=int(lines[3]),
-                socket_folder=lines[4].strip(),
-                has_tcp=bool(lines[5].strip()),
+                port=told.port,
+                socket_folder=str(told.socket_folder),
+                has_tcp=told.has_tcp,
             )
         if time.monotonic() > deadline:
             raise OperatorError(
@@ -122,26 +131,27 @@ def find_running(place: Place) -> Running | None:
         time.sleep(POLL_SECONDS)
 
 
-def _clear_away(place: Place, process_id: int, lines: list[str]) -> None:
-    """Make room for a new server where one was killed."""
-    found = lines[4].strip() if len(lines) > 4 else ""
-    socket_path = Path(found, f".s.PGSQL.{lines[3].strip()}") if found else None
+def _clear_away(place: Place, told: _Postmaster) -> None:
+    """Make room for a new server where one was killed. Deletes nothing outside the cluster and the socket folder."""
+    # The folder may have been moved since, or have another path in another container.
+    folder = told.socket_folder or place.home / "run"
+    socket_path = folder / f".s.PGSQL.{told.port}" if told.port is not None else None
     if socket_path is not None and _answers(socket_path):
         raise OperatorError(
             f"the embedded database at {str(place.home)!r} runs where this process cannot see it: in another "
             f"container, it seems. Two servers on the same data would destroy it. Stop that one, {INSTEAD}."
         )
     with suppress(ProcessLookupError, PermissionError):
-        os.kill(process_id, 0)
+        os.kill(told.process_id, 0)
         # The number went to another program, or its parent has not asked how it ended. Postgres only looks whether
         # the number is in use, and would refuse to start for ever.
-        for leftover in (
-            place.cluster / "postmaster.pid",
-            socket_path,
-            socket_path and f"{socket_path}.lock",
-        ):
-            if leftover is not None:
-                Path(leftover).unlink(missing_ok=True)
+        with _opened(place.cluster) as cluster, suppress(FileNotFoundError):
+            os.unlink("postmaster.pid", dir_fd=cluster)
+        if socket_path is not None:
+            with suppress(FileNotFoundError), _opened(folder) as sockets:
+                for leftover in (socket_path.name, f"{socket_path.name}.lock"):
+                    with suppress(FileNotFoundError):
+                        os.unlink(leftover, dir_fd=sockets)
 
 
 def _answers(socket_path: Path) -> bool:
@@ -157,6 +167,8 @@ def _answers(socket_path: Path) -> bool:
 def stop(place: Place, process_id: int) -> None:
     """End it in order: connections are closed and everything is on disk when this returns."""
     for order, seconds in ((signal.SIGINT, _STOP_SECONDS_MAX), (signal.SIGQUIT, 10.0)):
+        if not is_our_postgres(process_id, place):
+            return
         with suppress(ProcessLookupError):
             os.kill(process_id, order)
         deadline = time.monotonic() + seconds
@@ -171,38 +183,107 @@ def stop(place: Place, process_id: int) -> None:
     )
 
 
-def _read_postmaster(place: Place) -> list[str]:
-    """Lines of `postmaster.pid`: process, data folder, start time, port, socket folder, address, memory, status."""
+@dataclass(frozen=True, kw_only=True)
+class _Postmaster:
+    """What `postmaster.pid` tells. The account writes it, so for root it is the word of another user."""
+
+    process_id: int
+    port: int | None
+    """`None`: not told yet, or no port."""
+    socket_folder: Path | None
+    """`None`: not told yet, or no socket folder of this place."""
+    has_tcp: bool
+    status: str
+
+
+def _read_postmaster(place: Place) -> _Postmaster | None:
+    """`None` where there is none.
+
+    Raises:
+        OperatorError: it does not begin with the number of a process.
+    """
+    contents = read_cluster_file(place, "postmaster.pid")
+    if not contents:
+        return None
+    # Process, data folder, start time, port, socket folder, address, memory, status.
+    lines = [*contents.split(b"\n"), *[b""] * 8]
+    # Negative: Postgres in single-user mode.
+    process_id = _number(lines[0].strip().removeprefix(b"-"), 2**31 - 1)
+    if process_id is None:
+        raise OperatorError(
+            f"{str(place.cluster / 'postmaster.pid')!r} is damaged: it does not begin with the number of a process. "
+            "Delete it if no Postgres runs on that folder, and start again."
+        )
+    folder = Path(os.fsdecode(lines[4]))
+    return _Postmaster(
+        process_id=process_id,
+        port=_number(lines[3].strip(), 65535),
+        socket_folder=folder if place.is_socket_folder(folder) else None,
+        has_tcp=bool(lines[5].strip()),
+        status=lines[7].strip().decode("ascii", errors="replace"),
+    )
+
+
+def _number(text: bytes, largest: int) -> int | None:
+    number = int(text) if re.fullmatch(rb"[0-9]{1,10}", text) else 0
+    return number if 0 < number <= largest else None
+
+
+def read_cluster_file(place: Place, name: str) -> bytes | None:
+    """A small file of the cluster; `None` where there is none. The account may have put anything in its place.
+
+    Raises:
+        OperatorError: it did, or the file cannot be read.
+    """
     try:
-        text = (place.cluster / "postmaster.pid").read_text(encoding="utf-8", errors="surrogateescape")
+        with _opened(place.cluster) as cluster:
+            owners = (place.account.user_id, os.geteuid())
+            return read_private(name, owners=owners, bytes_max=_RECORD_BYTES_MAX, folder=cluster)
     except FileNotFoundError:
-        return []
-    return text.splitlines()
+        return None
+    except OSError as error:
+        raise OperatorError(
+            f"{str(place.cluster / name)!r} of the embedded database cannot be used: {error.strerror}. See who put it "
+            f"there and put it right, or move {str(place.home)!r} away to start anew."
+        ) from None
 
 
-def _status(place: Place) -> str:
-    lines = _read_postmaster(place)
-    return lines[7].strip() if len(lines) > 7 else ""
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def is_our_postgres(process_id: int, place: Place) -> bool:
+    """Whether this is a Postgres of the account on this cluster, and so may be sent a signal."""
     if not _is_alive(process_id):
         return False
+    owner = str(place.account.user_id).encode()
     try:
         arguments = Path(f"/proc/{process_id}/cmdline").read_bytes().split(b"\0")
+        status = Path(f"/proc/{process_id}/status").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         if Path("/proc/self/cmdline").exists():
             return False
         asked = subprocess.run(
-            ["/bin/ps", "-ww", "-o", "command=", "-p", str(process_id)],
+            ["/bin/ps", "-ww", "-o", "uid=,command=", "-p", str(process_id)],
             check=False,
             capture_output=True,
             timeout=10,
-        )
-        return b"postgres" in asked.stdout and os.fsencode(place.cluster) in asked.stdout
+        ).stdout
+        return asked.split()[:1] == [owner] and b"postgres" in asked and os.fsencode(place.cluster) in asked
+    users = next((line.split()[1:] for line in status.splitlines() if line.startswith(b"Uid:")), [])
+    # No arguments at all: a dead one not yet reaped.
+    is_postgres = arguments[0].rpartition(b"/")[2] == b"postgres"
     return (
-        b"-D" in arguments and os.fsencode(place.cluster) in arguments
-    )  # nothing at all for a dead one not yet reaped
+        set(users) == {owner}
+        and is_postgres
+        and b"-D" in arguments
+        and os.fsencode(place.cluster) in arguments
+    )
 
 
 def _is_alive(process_id: int) -> bool:

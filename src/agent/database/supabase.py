@@ -125,7 +125,7 @@ class SupabaseDatabase(Database):
                     headers = {"Authorization": f"Bearer {self._access_token}"} if self._access_token else {}
                     self._http = httpx.AsyncClient(
                         timeout=_TIMEOUT_SECONDS,
-                        follow_redirects=True,
+                        follow_redirects=False,  # the key would go along
                         event_hooks={"response": [self._check_answer]},
                     )
                     try:
@@ -144,9 +144,15 @@ class SupabaseDatabase(Database):
         Raises:
             DatabaseUnavailable: the project is overloaded, paused or away.
             OperatorError: this is no project of Supabase.
+            ConfigurationError: it is somewhere else.
         """
         status = response.status_code
-        if response.has_redirect_location or status in (401, 403):
+        if response.has_redirect_location:
+            raise ConfigurationError(
+                f"SUPABASE_URL redirects to {_origin_of_redirect(response)}: nothing was sent there, because the key "
+                "would go along. If that is your project, set its address as SUPABASE_URL"
+            )
+        if status in (401, 403):
             return
         await response.aread()
         try:
@@ -171,6 +177,18 @@ class SupabaseDatabase(Database):
         http, self._http = self._http, None
         if http is not None:
             await http.aclose()
+
+
+def _origin_of_redirect(response: httpx.Response) -> str:
+    import httpx
+
+    try:
+        target = response.url.join(response.headers["location"])
+    except (httpx.InvalidURL, ValueError):
+        return "what is no address"
+    port = "" if target.port is None else f":{target.port}"
+    host = f"[{target.host}]" if ":" in target.host else target.host
+    return f"{target.scheme}://{host}{port}"
 
 
 def identity_of_token(token: str) -> Identity:

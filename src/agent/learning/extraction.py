@@ -29,6 +29,8 @@ _MESSAGE_CHARACTERS_MAX = 6_000
 _MESSAGES_MAX = 300
 _TURN_CHARACTERS_MAX = 8_000
 _ROLES_WITH_EVIDENCE = ("user", "tool")
+_OWN_TOOLS = ("update_user_profile", "save_user_memory")
+"""Their answers repeat what was written or known already; that is no new evidence of it."""
 _REFERENCE = re.compile(r"\[\s*(r\d+\.m\d+)\s*\]", re.IGNORECASE)
 
 
@@ -178,12 +180,14 @@ class _EvidenceOfRuns:
         for reference in dict.fromkeys(references):
             run_id, message = self._messages.get(reference.strip(" []"), ("", {}))
             text = without_recalled(str(message.get("content") or ""))
-            if message.get("role") in _ROLES_WITH_EVIDENCE and text:
+            own_receipt = message.get("name") in _OWN_TOOLS
+            if message.get("role") in _ROLES_WITH_EVIDENCE and not own_receipt and text:
                 found.append(
                     Evidence(
                         run_id=run_id,
                         message_id=message["message_id"],
                         tool_call_id=message.get("tool_call_id") or "",
+                        role=message["role"],
                         quote=text,
                     )
                 )

@@ -185,7 +185,9 @@ class InProcessWorker:
         """Whether all sessions noted here are learned; a job that failed for good leaves its runs waiting."""
         for identity in list(self._sessions.values()):
             generation = self.generation(identity)
-            pending = await self._machine.database.call("pending_learning", identity, run_limit=1, memory_limit=1)
+            pending = await self._machine.database.call(
+                "pending_learning", identity, run_limit=1, memory_limit=1
+            )
             if pending["runs"]:
                 return False
             self.learned(identity, generation)

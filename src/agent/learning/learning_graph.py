@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import uuid
+import asyncio
+import hashlib
+import operator
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NotRequired, TypedDict, get_type_hints
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage, SystemMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.runnables import RunnableConfig, RunnableLambda
-from langgraph.channels import BinaryOperatorAggregate
-from langgraph.graph import END, START, StateGraph
+from langgraph.channels import BinaryOperatorAggregate, DeltaChannel
+from langgraph.graph import END, START, StateGraph, add_messages
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import get_runtime
 from langgraph.types import Overwrite
 
 from agent.errors import ConfigurationError
-from agent.events import emit
-from agent.learning.learning_middleware import with_knowledge
 from agent.learning.machine import LearningMachine
-from agent.learning.run_identity import resolve_identity
+from agent.learning.run_opening import open_run, with_knowledge
 from agent.learning.run_record import (
     KNOWLEDGE_MESSAGE_ID,
     OpenRun,
-    first_of_input,
+    as_messages,
     messages_of_run,
-    now,
-    question_of,
     run_as_json,
 )
 from agent.learning.run_watch import ambient_run, inside, status_of
 from agent.portal import portal
+
+_ASKED_CHARACTERS_MAX = 20_000
 
 
 class _Learning(TypedDict):
@@ -86,7 +86,10 @@ def with_learning(
         )
     if "learning_run" in builder.channels:
         raise ConfigurationError("this graph learns already: its state has the key 'learning_run'")
-    checkpointer = checkpointer if checkpointer is not None else inner.checkpointer
+    if checkpointer is None and not isinstance(
+        inner.checkpointer, bool
+    ):  # a bool is for graphs inside others
+        checkpointer = inner.checkpointer
     store = store if store is not None else inner.store
     steps = _Steps(
         inner.copy(update={"checkpointer": None, "store": None}),
@@ -136,69 +139,54 @@ class _Steps:
         self.inner = inner
         self.machine = machine
         self.messages_key = messages_key
-        channels = inner.builder.channels
-        self._has_messages = messages_key in channels
-        self._keys = list(channels)
-        self._reduced = {
-            name for name, channel in channels.items() if isinstance(channel, BinaryOperatorAggregate)
-        }
+        self._channels = inner.builder.channels
+        self._has_messages = messages_key in self._channels
+        self._keys = list(self._channels)
 
     # load_knowledge
 
     def load_knowledge(self, state: dict[str, Any], config: RunnableConfig) -> dict[str, Any]:
         """Resolve who it is and recall what is known."""
-        begun = self._begin(state, config)
-        if isinstance(begun, dict):
-            return begun
-        return {
-            "learning_run": portal()
-            .run_sync(with_knowledge(self.machine, begun, self._question(state)))
-            .as_state(self.machine.seal)
-        }
+        opened = self._open(state, config)
+        if opened is None or opened[0].nested:
+            return self._not_own(opened)
+        known = portal().run_sync(with_knowledge(self.machine, *opened))
+        return {"learning_run": known.as_state(self.machine.seal)}
 
     async def aload_knowledge(self, state: dict[str, Any], config: RunnableConfig) -> dict[str, Any]:
         """The async form of `load_knowledge`."""
-        begun = self._begin(state, config)
-        if isinstance(begun, dict):
-            return begun
-        known = await portal().run(with_knowledge(self.machine, begun, self._question(state)))
+        opened = self._open(state, config)
+        if opened is None or opened[0].nested:
+            return self._not_own(opened)
+        known = await portal().run(with_knowledge(self.machine, *opened))
         return {"learning_run": known.as_state(self.machine.seal)}
 
-    def _begin(self, state: dict[str, Any], config: RunnableConfig) -> OpenRun | dict[str, Any]:
-        around = ambient_run.get()
-        if around is not None:
-            return {"learning_run": replace(around, nested=True).as_state(self.machine.seal)}
-        runtime = get_runtime()
-        name = self.inner.name if self.inner.name != "LangGraph" else None
-        identity = resolve_identity(
-            self.machine.settings,
-            config,
-            runtime,
-            agent_id=self.machine.agent_id or name,
-            claimed=self.machine.claimed_identity,
-        )
-        if not identity.is_somebody:
-            emit(
-                "run_skipped",
-                reason="nobody: no user_id in context or configurable",
-                agent_id=identity.agent_id,
-            )
-            return {"learning_run": {}}
-        run_id = getattr(runtime.execution_info, "run_id", None) or uuid.uuid4()
-        return OpenRun(
-            identity=identity,
-            run_id=str(run_id),
-            started_at=now(),
-            first_message_id=first_of_input(state.get(self.messages_key) or [])
-            if self._has_messages
-            else None,
-            knowledge="",
-        )
+    def _not_own(self, opened: tuple[OpenRun, str] | None) -> dict[str, Any]:
+        """The state for nobody's run, or for one that an agent around this one records."""
+        return {"learning_run": opened[0].as_state(self.machine.seal) if opened is not None else {}}
 
-    def _question(self, state: Mapping[str, Any]) -> str:
-        if self._has_messages:
-            return question_of(state.get(self.messages_key) or [])
-        return _texts(state, self._keys)
+    def _open(self, state: Mapping[str, Any], config: RunnableConfig) -> tuple[OpenRun, str] | None:
+        """The run that starts and the question for recall."""
+        messages = self._history(state)
+        name = self.inner.name if self.inner.name != "LangGraph" else None
+        opened = open_run(self.machine, messages or [], config, get_runtime(), agent_id=name)
+        if opened is None:
+            return None
+        run, started = opened
+        if messages is not None:
+            return run, started.question
+        # What the run before left in the state was not said by the user now.
+        left = (state.get("learning_run") or {}).get("left") or ()
+        asked = "\n".join(text for text in self._texts(state) if _digest(text) not in left)
+        asked = asked[:_ASKED_CHARACTERS_MAX]
+        return replace(run, asked=asked, said=(f"{run.run_id}-input",)), asked
+
+    def _history(self, state: Mapping[str, Any]) -> list[BaseMessage] | None:
+        """The messages of a state, or `None` where it has none of LangChain's."""
+        return as_messages(state.get(self.messages_key)) if self._has_messages else None
+
+    def _texts(self, state: Mapping[str, Any]) -> list[str]:
+        return [text for name in self._keys if isinstance(text := state.get(name), str) and text.strip()]
 
     # execute
 
@@ -209,14 +197,14 @@ class _Steps:
         run = OpenRun.from_state(state, self.machine.seal)
         given = self._given(state, run)
         if run is None:
-            return self._changes(given, invoke(given, config, output_keys=self._keys))
+            return self._changes(state, invoke(given, config, output_keys=self._keys))
         try:
             with inside(run):
                 result = invoke(given, config, output_keys=self._keys)
         except BaseException as error:  # recorded as it ended, and raised on, interrupts included
             self._ended_early(state, run, error)
             raise
-        return self._changes(given, result)
+        return self._changes(state, result)
 
     async def aexecute(
         self, state: dict[str, Any], config: RunnableConfig, invoke: Callable[..., Awaitable[Any]]
@@ -225,38 +213,49 @@ class _Steps:
         run = OpenRun.from_state(state, self.machine.seal)
         given = self._given(state, run)
         if run is None:
-            return self._changes(given, await invoke(given, config, output_keys=self._keys))
+            return self._changes(state, await invoke(given, config, output_keys=self._keys))
         try:
             with inside(run):
                 result = await invoke(given, config, output_keys=self._keys)
         except BaseException as error:  # recorded as it ended, and raised on, interrupts included
             self._ended_early(state, run, error)
             raise
-        return self._changes(given, result)
+        return self._changes(state, result)
 
     def _given(self, state: Mapping[str, Any], run: OpenRun | None) -> dict[str, Any]:
+        """The state for the graph, with what is known before its messages where these are LangChain's."""
         given = {name: state[name] for name in self._keys if name in state}
-        if run is not None and run.knowledge and self._has_messages:
-            known = SystemMessage(run.knowledge, id=KNOWLEDGE_MESSAGE_ID)
-            given[self.messages_key] = [known, *(given.get(self.messages_key) or [])]
+        history = given.get(self.messages_key) or []
+        if run is not None and run.knowledge and self._has_messages and _are_messages(history):
+            given[self.messages_key] = [SystemMessage(run.knowledge, id=KNOWLEDGE_MESSAGE_ID), *history]
         return given
 
-    def _changes(self, given: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
-        """What the graph changed, as updates that this graph's reducers turn into its result."""
+    def _changes(self, state: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+        """What the graph changed, as updates that make its result of this graph's state."""
         changes: dict[str, Any] = {}
         for name, value in result.items():
-            before = given.get(name)
-            if name == self.messages_key and name in self._reduced and _are_messages(value):
-                if updates := _message_updates(before or [], value):
-                    changes[name] = updates
-            elif name not in self._reduced:
-                changes[name] = value
-            elif isinstance(value, list) and isinstance(before, list) and value[: len(before)] == before:
-                if len(value) > len(before):
-                    changes[name] = value[len(before) :]
-            elif value != before:
-                changes[name] = Overwrite(value)
+            after = _without_knowledge(value) if name == self.messages_key else value
+            if name not in state or after != state[name]:
+                changes[name] = self._update(name, state.get(name), after)
         return changes
+
+    def _update(self, name: str, before: Any, after: Any) -> Any:
+        """An update of one key. What was appended is written as appended, where that is what the reducer does; for all
+        else the reducer is passed over."""
+        channel = self._channels[name]
+        if not isinstance(channel, BinaryOperatorAggregate | DeltaChannel):
+            return after
+        reducer = getattr(channel, "operator", None)
+        if reducer is add_messages and _are_messages(after) and _continues([m.id for m in after], before):
+            known = {message.id: message for message in before or []}
+            return [message for message in after if known.get(message.id) != message]
+        if (
+            reducer is operator.add
+            and isinstance(after, list)
+            and after[: len(before or [])] == (before or [])
+        ):
+            return after[len(before or []) :]
+        return Overwrite(after)
 
     def _ended_early(self, state: Mapping[str, Any], run: OpenRun, error: BaseException) -> None:
         if run.nested:
@@ -269,15 +268,25 @@ class _Steps:
 
     # learn
 
-    def learn(self, state: dict[str, Any]) -> None:
+    def learn(self, state: dict[str, Any]) -> dict[str, Any] | None:
         """Record the finished run; a worker learns from it later."""
         if (ended := self._ended(state)) is not None:
-            portal().run_sync(self.machine.record(*ended))
+            self.machine.record_later(*ended).result()
+        return self._left(state)
 
-    async def alearn(self, state: dict[str, Any]) -> None:
+    async def alearn(self, state: dict[str, Any]) -> dict[str, Any] | None:
         """The async form of `learn`."""
         if (ended := self._ended(state)) is not None:
-            await portal().run(self.machine.record(*ended))
+            # Shielded: who gives up waiting now must not take the finished run with them.
+            await asyncio.shield(asyncio.wrap_future(self.machine.record_later(*ended)))
+        return self._left(state)
+
+    def _left(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
+        """For a graph without messages: which texts are in the state now, to tell what the next run brings."""
+        if self._history(state) is not None:
+            return None
+        kept = state.get("learning_run") or {}
+        return {"learning_run": {**kept, "left": [_digest(text) for text in self._texts(state)]}}
 
     def _ended(self, state: Mapping[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         run = OpenRun.from_state(state, self.machine.seal)
@@ -288,32 +297,31 @@ class _Steps:
     def _messages(
         self, state: Mapping[str, Any], run: OpenRun, *, ended: bool = False
     ) -> Sequence[BaseMessage]:
-        if self._has_messages:
-            return messages_of_run(state.get(self.messages_key) or [], run.first_message_id)
-        asked = list(self.inner.builder.schemas[self.inner.builder.input_schema])
-        answered = [
-            name for name in self.inner.builder.schemas[self.inner.builder.output_schema] if name not in asked
-        ]
-        said: list[BaseMessage] = [HumanMessage(_texts(state, asked), id=f"{run.run_id}-input")]
-        if ended and (text := _texts(state, answered)):
-            said.append(AIMessage(text, id=f"{run.run_id}-output"))
+        history = self._history(state)
+        if history is not None:
+            return messages_of_run(history, run)
+        said: list[BaseMessage] = [HumanMessage(run.asked, id=f"{run.run_id}-input")]
+        answered = [text for text in self._texts(state) if text not in run.asked] if ended else []
+        if answered:
+            said.append(AIMessage("\n".join(answered), id=f"{run.run_id}-output"))
         return said
 
 
-def _texts(state: Mapping[str, Any], names: Sequence[str]) -> str:
-    """The texts among some values of a state, a line each."""
-    return "\n".join(value for name in names if isinstance(value := state.get(name), str) and value.strip())
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
 
 
 def _are_messages(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, BaseMessage) for item in value)
 
 
-def _message_updates(before: Sequence[BaseMessage], after: Sequence[BaseMessage]) -> list[BaseMessage]:
-    """The messages to add or replace and the removals that turn one list into the other; knowledge is left out."""
-    old = {message.id: message for message in before if message.id != KNOWLEDGE_MESSAGE_ID}
-    new = {message.id: message for message in after if message.id != KNOWLEDGE_MESSAGE_ID}
-    removed: list[BaseMessage] = [
-        RemoveMessage(id=gone) for gone in old if gone is not None and gone not in new
-    ]
-    return removed + [message for message_id, message in new.items() if old.get(message_id) != message]
+def _without_knowledge(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    return [item for item in value if getattr(item, "id", None) != KNOWLEDGE_MESSAGE_ID]
+
+
+def _continues(ids: Sequence[str | None], before: Any) -> bool:
+    """Whether a list of messages with these ids is the one before with more at its end, perhaps with some replaced."""
+    earlier = [message.id for message in before or []]
+    return None not in ids and len(set(ids)) == len(ids) and ids[: len(earlier)] == earlier

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Annotated, Any, NotRequired
 
 from langchain.agents.middleware import (
@@ -22,24 +21,16 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.types import Command
 
-from agent.events import emit
 from agent.learning.machine import LearningMachine
-from agent.learning.run_identity import resolve_identity
-from agent.learning.run_record import (
-    OpenRun,
-    RunStatus,
-    first_of_input,
-    messages_of_run,
-    now,
-    question_of,
-    run_as_json,
-)
-from agent.learning.run_watch import Trace, ambient_run, close_trace, inside, open_trace, start_watching
+from agent.learning.run_opening import open_run, with_knowledge
+from agent.learning.run_record import OpenRun, RunInput, RunStatus, messages_of_run, run_as_json
+from agent.learning.run_watch import Trace, close_trace, inside, open_trace, start_watching
 from agent.portal import portal
 
 
 class LearningState(AgentState[Any]):
-    """What the middleware keeps in the graph's state; hidden from input and output, kept over interrupts."""
+    """What the middleware keeps in the graph's state: no part of input and output, kept over interrupts, and to be
+    seen by whoever may read the thread's state or stream its values."""
 
     learning_run: NotRequired[Annotated[dict[str, Any], PrivateStateAttr]]
     """`OpenRun.as_state()`; empty for nobody."""
@@ -48,8 +39,9 @@ class LearningState(AgentState[Any]):
 class LearningMiddleware(AgentMiddleware[LearningState, Any]):
     """Gives an agent what is known of its user and learns from what happens.
 
-    Put it first in the list, so that it sees every answer of the model. Two database calls a run; learning itself is
-    done by a worker afterwards.
+    Put it last in the list: then what is known comes after all other text of the system message, which a provider may
+    cache. Two database calls a run; learning itself is done by a worker afterwards. It is also the sequence that holds
+    only itself, so that `middleware=machine.middleware()` is all that an agent needs.
 
     Args:
         machine: what to learn and where; `None` makes one of the keywords.
@@ -75,59 +67,43 @@ class LearningMiddleware(AgentMiddleware[LearningState, Any]):
         self.tools = self.machine.tools
         start_watching()
 
+    def __iter__(self) -> Iterator[LearningMiddleware]:
+        yield self
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, position: int) -> LearningMiddleware:
+        return (self,)[position]
+
     # Before the run
 
     def before_agent(  # type: ignore[override]  # LangGraph injects the third argument
         self, state: LearningState, runtime: Any, config: RunnableConfig
     ) -> dict[str, Any]:
-        begun = self._begin(state, runtime, config)
-        if isinstance(begun, dict):
-            return begun
-        return self._opened(begun, portal().run_sync(self._recall(begun, state["messages"])), state)
+        opened = open_run(self.machine, state["messages"], config, runtime)
+        if opened is None or opened[0].nested:
+            return self._not_own(opened)
+        run, started = opened
+        return self._known(portal().run_sync(with_knowledge(self.machine, run, started.question)), state)
 
     async def abefore_agent(  # type: ignore[override]  # LangGraph injects the third argument
         self, state: LearningState, runtime: Any, config: RunnableConfig
     ) -> dict[str, Any]:
-        begun = self._begin(state, runtime, config)
-        if isinstance(begun, dict):
-            return begun
-        return self._opened(begun, await portal().run(self._recall(begun, state["messages"])), state)
+        opened = open_run(self.machine, state["messages"], config, runtime)
+        if opened is None or opened[0].nested:
+            return self._not_own(opened)
+        run, started = opened
+        return self._known(await portal().run(with_knowledge(self.machine, run, started.question)), state)
 
-    def _begin(self, state: LearningState, runtime: Any, config: RunnableConfig) -> OpenRun | dict[str, Any]:
-        """The run that starts, or the state update that settles it without recall."""
-        around = ambient_run.get()
-        if around is not None:
-            return {"learning_run": replace(around, nested=True).as_state(self.machine.seal)}
-        identity = resolve_identity(
-            self.machine.settings,
-            config,
-            runtime,
-            agent_id=self.machine.agent_id,
-            claimed=self.machine.claimed_identity,
-        )
-        if not identity.is_somebody:
-            emit(
-                "run_skipped",
-                reason="nobody: no user_id in context or configurable",
-                agent_id=identity.agent_id,
-            )
-            return {"learning_run": {}}
-        run_id = getattr(runtime.execution_info, "run_id", None) or config.get("run_id") or uuid.uuid4()
-        return OpenRun(
-            identity=identity,
-            run_id=str(run_id),
-            started_at=now(),
-            first_message_id=first_of_input(state["messages"]),
-            knowledge="",
-        )
+    def _not_own(self, opened: tuple[OpenRun, RunInput] | None) -> dict[str, Any]:
+        """The state for nobody's run, or for one that an agent around this one records."""
+        return {"learning_run": opened[0].as_state(self.machine.seal) if opened is not None else {}}
 
-    async def _recall(self, run: OpenRun, messages: Sequence[BaseMessage]) -> OpenRun:
-        return await with_knowledge(self.machine, run, question_of(messages))
-
-    def _opened(self, run: OpenRun, known: OpenRun, state: LearningState) -> dict[str, Any]:
-        trace = open_trace(known, self._ended_early, from_start=True)
-        trace.see(messages_of_run(state["messages"], known.first_message_id))
-        return {"learning_run": known.as_state(self.machine.seal)}
+    def _known(self, run: OpenRun, state: LearningState) -> dict[str, Any]:
+        trace = open_trace(run, self._ended_early, from_start=True)
+        trace.see(messages_of_run(state["messages"], run))
+        return {"learning_run": run.as_state(self.machine.seal)}
 
     # During the run
 
@@ -199,7 +175,7 @@ class LearningMiddleware(AgentMiddleware[LearningState, Any]):
         if run is None:
             return None
         trace = open_trace(run, self._ended_early, from_start=False)
-        trace.see(messages_of_run(state["messages"], run.first_message_id))
+        trace.see(messages_of_run(state["messages"], run))
         return trace
 
     def _saw(self, state: Any, seen: Any) -> None:
@@ -219,22 +195,23 @@ class LearningMiddleware(AgentMiddleware[LearningState, Any]):
 
     def after_agent(self, state: LearningState, runtime: Any) -> None:
         if (ended := self._ended(state)) is not None:
-            portal().run_sync(self.machine.record(*ended))
+            self.machine.record_later(*ended).result()
 
     async def aafter_agent(self, state: LearningState, runtime: Any) -> None:
         if (ended := self._ended(state)) is not None:
-            await portal().run(self.machine.record(*ended))
+            # Shielded: who gives up waiting now must not take the finished run with them.
+            await asyncio.shield(asyncio.wrap_future(self.machine.record_later(*ended)))
 
     def _ended(self, state: LearningState) -> tuple[Any, dict[str, Any]] | None:
         run = self._own_run(state)
         if run is None:
             return None
-        present = messages_of_run(state["messages"], run.first_message_id)
+        present = messages_of_run(state["messages"], run)
         trace = close_trace(run)
         status: RunStatus = "completed"
         messages = present
         if trace is not None:
-            answers = sum(1 for message in present if isinstance(message, AIMessage))
+            answers = sum(1 for message in present if isinstance(message, AIMessage)) - run.answers_before
             # An answer that no model gave was put there by a middleware that ended the run.
             if trace.from_start and answers > trace.answers and isinstance(present[-1], AIMessage):
                 status = "blocked"
@@ -245,16 +222,3 @@ class LearningMiddleware(AgentMiddleware[LearningState, Any]):
     def _ended_early(self, trace: Trace, status: RunStatus, error: BaseException | None) -> None:
         run = run_as_json(trace.run, status, trace.messages.values(), error=error)
         self.machine.record_later(trace.run.identity, run)
-
-
-async def with_knowledge(machine: LearningMachine, run: OpenRun, question: str) -> OpenRun:
-    """The run with what is known that bears on its question. Runs in the portal."""
-    rendered = await machine.recall(run.identity, question)
-    return OpenRun(
-        identity=run.identity,
-        run_id=run.run_id,
-        started_at=run.started_at,
-        first_message_id=run.first_message_id,
-        knowledge=rendered.text,
-        exposures=[{"memory_id": memory.memory_id, "version": memory.version} for memory in rendered.shown],
-    )

@@ -8,7 +8,7 @@ import hashlib
 import weakref
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseChatModel
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 _CONFLICT_ATTEMPTS = 5
 _EMBEDDING_BATCH = 64
 StoreName = Literal["user_profile", "user_memory", "session_context"]
+_STORE_NAMES = get_args(StoreName)
 
 
 class LearningMachine:
@@ -61,6 +62,7 @@ class LearningMachine:
         embeddings: embedder, likewise.
         settings: instead of those of the environment.
         database: instead of the one the settings name.
+        **absent: stores that this version does not have may be switched off by name.
         agent_id: name of the agent in records, and of its queue. `None`: the graph's own name, in the common queue.
 
     Raises:
@@ -78,7 +80,9 @@ class LearningMachine:
         settings: Settings | None = None,
         database: Database | None = None,
         agent_id: str | None = None,
+        **absent: bool,
     ) -> None:
+        _check_absent(absent)
         _check_type("settings", settings, (Settings,))
         _check_agent_id(agent_id)
         self.settings = settings or current_settings()
@@ -184,12 +188,13 @@ class LearningMachine:
             await self._worker.recorded(identity)
         return recorded
 
-    def record_later(self, identity: Identity, run: dict[str, Any]) -> None:
-        """Record a run from code that may not wait, such as a callback; `drain` and the end of the process wait."""
+    def record_later(self, identity: Identity, run: dict[str, Any]) -> concurrent.futures.Future[bool]:
+        """Record a run whether or not the caller waits for it; `drain` and the end of the process do."""
         self._worker.register()
         future = portal().submit(self.record(identity, run))
         self._recording.add(future)
         future.add_done_callback(self._recording.discard)
+        return future
 
     async def recorded_all(self) -> None:
         """Wait until everything handed to `record_later` is recorded or spooled."""
@@ -379,6 +384,7 @@ class LearningMachine:
         offset: int = 0,
     ) -> list[dict[str, Any]]:
         """Current memories, newest first. At most 10,000 at once."""
+        self._check_store(store)
         return await self.database.get_learnings(
             identity=identity, store=store, kind=kind, field=field, limit=limit, offset=offset
         )
@@ -428,6 +434,10 @@ class LearningMachine:
             memory_limit=limits.get(store),
         )
 
+    def _check_store(self, name: str | None) -> None:
+        if name is not None and name not in _STORE_NAMES:
+            raise InvalidLearning(f"store={name!r} is no store; there are {', '.join(_STORE_NAMES)}")
+
     def _operation(
         self, name: str, content: Any, *, field: str | None, kind: str | None, identity: Identity
     ) -> dict[str, Any]:
@@ -474,6 +484,7 @@ class LearningMachine:
 
     async def clear_learnings(self, *, identity: Identity, store: StoreName | None = None) -> int:
         """Delete all memories of an identity for good, of one store or of all. Returns how many went."""
+        self._check_store(store)
         return await self.database.clear_learnings(identity=identity, store=store)
 
     async def search(self, question: str, *, identity: Identity, limit: int = 5) -> list[dict[str, Any]]:
@@ -513,20 +524,20 @@ class LearningMachine:
         """Start the worker of this process now rather than at the first run, where `settings.worker` wants one."""
         await portal().run(self._worker.start())
 
-    async def drain(self, timeout: timedelta | None = None) -> bool:
+    async def drain(self, timeout: timedelta | float | None = None) -> bool:
         """Wait until everything this process recorded is in the database and learned, without waiting for quiet.
 
         Args:
-            timeout: longest wait; `None` is one minute.
+            timeout: longest wait, as a number in seconds; `None` is one minute.
 
         Returns:
             Whether all of it is learned.
         """
-        return await portal().run(self._worker.drain(timeout or timedelta(minutes=1)))
+        return await portal().run(self._worker.drain(_duration(timeout)))
 
-    def drain_sync(self, timeout: timedelta | None = None) -> bool:
+    def drain_sync(self, timeout: timedelta | float | None = None) -> bool:
         """`drain` where no event loop runs."""
-        return portal().run_sync(self._worker.drain(timeout or timedelta(minutes=1)))
+        return portal().run_sync(self._worker.drain(_duration(timeout)))
 
     async def aclose(self) -> None:
         """Stop the worker and give back connections. What waits is learned by the next worker."""
@@ -544,6 +555,12 @@ _living: weakref.WeakSet[LearningMachine] = weakref.WeakSet()
 def living_machines() -> list[LearningMachine]:
     """The machines of this process that are in use."""
     return list(_living)
+
+
+def _duration(timeout: timedelta | float | None) -> timedelta:
+    if timeout is None:
+        return timedelta(minutes=1)
+    return timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
 
 
 def queue_of(agent_id: str | None) -> str:
@@ -569,6 +586,19 @@ def _store(name: str, given: Any, config: type, store: type) -> Any:
     if not isinstance(given, config):
         raise ConfigurationError(f"{name}={given!r} must be True, False or a {config.__name__}")
     return store(given)
+
+
+_STORES_TO_COME = ("entity_memory", "learned_knowledge", "decision_log", "feedback")
+
+
+def _check_absent(absent: Mapping[str, object]) -> None:
+    for name, value in absent.items():
+        if name not in _STORES_TO_COME:
+            raise TypeError(f"LearningMachine got an unexpected keyword argument {name!r}")
+        if value is not False:
+            raise ConfigurationError(
+                f"{name}={value!r}: this version has no such store; it has user_profile, user_memory and session_context"
+            )
 
 
 def _check_type(name: str, value: Any, allowed: tuple[type, ...]) -> None:

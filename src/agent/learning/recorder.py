@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from agent.database.protocol import Database
+from agent.database.supabase import SupabaseDatabase
 from agent.errors import DatabaseUnavailable, LearningError, MigrationError, OperatorError
 from agent.events import emit
 from agent.identity import Identity
@@ -92,7 +93,7 @@ class Recorder:
         try:
             async with asyncio.timeout(10):
                 await self._database.call("record_run", identity, run=run)
-        except (LearningError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong in recording, the answer is given
             await self._keep(identity, run, error)
             return False
         return True
@@ -101,14 +102,22 @@ class Recorder:
         facts = {
             "run_id": run["run_id"],
             "status": run["status"],
-            "reason": str(error) or type(error).__name__,
+            "reason": str(error) if isinstance(error, LearningError) else type(error).__name__,
         }
         try:
             await asyncio.to_thread(self.spool.put, identity, run)
-        except OSError as disk:
+        except (OSError, OperatorError, ValueError, RecursionError) as disk:
             emit("run_record_failed", **facts, spool=f"{type(disk).__name__}: {disk}")
             return
         emit("run_spooled", **facts)
+
+    def _may_deliver(self, identity: Identity) -> bool:
+        """Not in the name of another: with a user's token the database takes every run for that user's."""
+        claimed = self._database.claimed_identity if isinstance(self._database, SupabaseDatabase) else None
+        return claimed is None or (claimed.tenant_id, claimed.user_id) == (
+            identity.tenant_id,
+            identity.user_id,
+        )
 
     async def deliver_spooled(self) -> int:
         """Hand the runs that wait on disk to the database, oldest first, until it is away again.
@@ -121,9 +130,13 @@ class Recorder:
         delivered = 0
         async with self._delivering:
             for spooled in await asyncio.to_thread(lambda: list(self.spool.waiting())):
+                if not self._may_deliver(spooled.identity):
+                    continue
                 try:
                     # Its file goes next: so this one waits for the database's disk, whatever the settings say.
-                    await self._database.call("record_run", spooled.identity, run=spooled.run | {"durable": True})
+                    await self._database.call(
+                        "record_run", spooled.identity, run=spooled.run | {"durable": True}
+                    )
                 except (DatabaseUnavailable, MigrationError):
                     break  # none of them can go now
                 except OperatorError as error:  # a key or a grant: the operator mends it, the run waits

@@ -22,6 +22,7 @@ def resolve_identity(
     *,
     agent_id: str | None,
     claimed: Identity | None = None,
+    use_default: bool = True,
 ) -> Identity:
     """The identity of a run that starts now.
 
@@ -59,7 +60,7 @@ def resolve_identity(
         elif (user_id := _text(configurable.get("user_id"))) is not None:
             tenant = _text(configurable.get("tenant_id"))
         else:
-            user_id, tenant = settings.default_user, None
+            user_id, tenant = settings.default_user if use_default else None, None
     return Identity(tenant_id=tenant or settings.tenant, user_id=user_id, **rest)
 
 

@@ -21,7 +21,7 @@ BATCH_BYTES = 8 * 1024 * 1024
 """A batch ends where its lines reach this, so that memory is bounded by it and the longest line."""
 LINE_BYTES_MAX = 64 * 1024 * 1024
 """A longer line is a bad line."""
-BAD_LINES_KEPT = 1000
+BAD_LINES_KEPT = 20
 """How many bad lines a report names; all are counted and told to `on_bad`."""
 
 _CHUNK_BYTES = 1024 * 1024

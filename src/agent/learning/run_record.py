@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,13 +12,13 @@ from typing import Any, Literal
 
 from langchain_core.messages import (
     AIMessage,
-    AnyMessage,
     BaseMessage,
     ChatMessage,
     FunctionMessage,
     HumanMessage,
     SystemMessage,
     ToolMessage,
+    convert_to_messages,
 )
 
 from agent.events import emit
@@ -37,6 +38,7 @@ _ROLES: tuple[tuple[type[BaseMessage], str], ...] = (
 )
 _CONTENT_CHARACTERS_MAX = 2_000_000
 _ERROR_CHARACTERS_MAX = 2_000
+_DEPTH_MAX = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +48,17 @@ class OpenRun:
     identity: Identity
     run_id: str
     started_at: str
-    first_message_id: str | None
-    """Id of the first message that belongs to this run."""
-    knowledge: str
+    first_message_id: str | None = None
+    """Id of the first message that belongs to this run; `None` where it has none."""
+    start: int = 0
+    """Its position among the messages that are recorded, for messages without ids."""
+    said: Sequence[str] = ()
+    """Keys of what the user said to start it. Other messages in a user's name were put there by the program."""
+    answers_before: int = 0
+    """Answers of an assistant that its input held already."""
+    asked: str = ""
+    """What a graph without messages was given, in words."""
+    knowledge: str = ""
     """The rendered block, empty where nothing is known."""
     exposures: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     """`{memory_id, version}` of what the block shows, in order."""
@@ -62,6 +72,10 @@ class OpenRun:
             "run_id": self.run_id,
             "started_at": self.started_at,
             "first_message_id": self.first_message_id,
+            "start": self.start,
+            "said": list(self.said),
+            "answers_before": self.answers_before,
+            "asked": self.asked,
             "knowledge": self.knowledge,
             "exposures": [dict(item) for item in self.exposures],
             "nested": self.nested,
@@ -84,6 +98,10 @@ class OpenRun:
             run_id=kept["run_id"],
             started_at=kept["started_at"],
             first_message_id=kept.get("first_message_id"),
+            start=int(kept.get("start", 0)),
+            said=tuple(kept.get("said", ())),
+            answers_before=int(kept.get("answers_before", 0)),
+            asked=str(kept.get("asked", "")),
             knowledge=kept.get("knowledge", ""),
             exposures=tuple(kept.get("exposures", ())),
             nested=bool(kept.get("nested")),
@@ -116,17 +134,23 @@ def text_of(content: Any) -> str:
     return "\n".join(parts)
 
 
-def message_as_json(message: BaseMessage) -> dict[str, Any]:
-    """One message in the form of `agent_run.messages`."""
+def message_as_json(message: BaseMessage, said: Sequence[str] | None = None) -> dict[str, Any]:
+    """One message in the form of `agent_run.messages`.
+
+    Args:
+        message: what to record.
+        said: keys of what the user said; what else comes in a user's name has the role `context`. `None`: all is the
+            user's.
+    """
     text = without_recalled(text_of(message.content))[:_CONTENT_CHARACTERS_MAX]
-    plain: dict[str, Any] = {
-        "message_id": message.id or str(uuid.uuid4()),
-        "role": _role_of(message),
-        "content": text,
-    }
+    role = _role_of(message)
+    if role == "user" and said is not None and message.id not in said and _content_key(message) not in said:
+        role = "context"
+    plain: dict[str, Any] = {"message_id": key_of(message), "role": role, "content": text}
     if isinstance(message, AIMessage) and message.tool_calls:
         plain["tool_calls"] = [
-            {"id": call.get("id"), "name": call["name"], "args": call["args"]} for call in message.tool_calls
+            {"id": call.get("id"), "name": call["name"], "args": _shallow(call["args"])}
+            for call in message.tool_calls
         ]
     if isinstance(message, ToolMessage):
         plain["tool_call_id"] = message.tool_call_id
@@ -146,15 +170,84 @@ def _role_of(message: BaseMessage) -> str:
     return message.type
 
 
-def messages_of_run(
-    messages: Iterable[AnyMessage | BaseMessage], first_message_id: str | None
-) -> list[BaseMessage]:
-    """The messages from the first of a run on, without system messages; all of them where the first is not there."""
-    kept = [message for message in messages if not isinstance(message, SystemMessage)]
+def key_of(message: BaseMessage) -> str:
+    """What tells a message from others of its run: its id, or without one what it says."""
+    return message.id or _content_key(message)
+
+
+def _content_key(message: BaseMessage) -> str:
+    said = json.dumps([message.type, text_of(message.content)], ensure_ascii=True)
+    return f"said-{hashlib.sha256(said.encode()).hexdigest()[:24]}"
+
+
+def _shallow(value: Any, depth: int = 0) -> Any:
+    """The value without what is nested deeper than any tool needs."""
+    if depth == _DEPTH_MAX:
+        return "…"
+    if isinstance(value, Mapping):
+        return {key: _shallow(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shallow(item, depth + 1) for item in value]
+    return value
+
+
+def as_messages(value: Any) -> list[BaseMessage] | None:
+    """The messages in a state, in whatever form of LangChain's they are; `None` where they are no messages."""
+    if isinstance(value, list) and all(isinstance(item, BaseMessage) for item in value):
+        return value
+    try:
+        return convert_to_messages(value if isinstance(value, list) else [value]) if value else []
+    except (ValueError, TypeError, NotImplementedError, KeyError, AttributeError):
+        return None
+
+
+def _recordable(messages: Iterable[BaseMessage]) -> list[BaseMessage]:
+    """The messages without system messages and without what LangChain's middleware put there, such as summaries."""
+    return [
+        message
+        for message in messages
+        if not isinstance(message, SystemMessage)
+        and message.id != KNOWLEDGE_MESSAGE_ID
+        and not message.additional_kwargs.get("lc_source")
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInput:
+    """What a run starts with."""
+
+    first_message_id: str | None = None
+    start: int = 0
+    said: Sequence[str] = ()
+    answers_before: int = 0
+    question: str = ""
+    """What recall is asked: the texts of the user, at most 4,000 characters."""
+
+
+def input_of(messages: Iterable[BaseMessage]) -> RunInput:
+    """The part of a history that starts a run: the last unbroken group of human messages and what follows it."""
+    kept = _recordable(messages)
+    start = _start_of_input(kept)
+    own = [message for message in kept[start:] if isinstance(message, HumanMessage)]
+    question = without_recalled("\n".join(text_of(message.content) for message in own))
+    return RunInput(
+        first_message_id=kept[start].id if start < len(kept) else None,
+        start=start,
+        said=[key for message in own for key in (message.id, _content_key(message)) if key is not None],
+        answers_before=sum(1 for message in kept[start:] if isinstance(message, AIMessage)),
+        question=question[-4_000:],
+    )
+
+
+def messages_of_run(messages: Iterable[BaseMessage], run: OpenRun) -> list[BaseMessage]:
+    """The messages of a history that belong to a run."""
+    kept = _recordable(messages)
+    if run.first_message_id is None:
+        return kept[run.start :]
     for position, message in enumerate(kept):
-        if first_message_id is not None and message.id == first_message_id:
+        if message.id == run.first_message_id:
             return kept[position:]
-    return kept if first_message_id is None else kept[_start_of_input(kept) :]
+    return kept[_start_of_input(kept) :]  # the first was taken out of the history meanwhile
 
 
 def _start_of_input(messages: Sequence[BaseMessage]) -> int:
@@ -165,24 +258,6 @@ def _start_of_input(messages: Sequence[BaseMessage]) -> int:
     while position > 0 and isinstance(messages[position - 1], HumanMessage):
         position -= 1
     return position
-
-
-def first_of_input(messages: Sequence[BaseMessage]) -> str | None:
-    """Id of the first message of the input that starts a run, or `None` where there is none."""
-    kept = [message for message in messages if not isinstance(message, SystemMessage)]
-    position = _start_of_input(kept)
-    return kept[position].id if position < len(kept) else None
-
-
-def question_of(messages: Sequence[BaseMessage]) -> str:
-    """What recall is asked: the text of the last human messages, at most 4,000 characters."""
-    kept = [message for message in messages if not isinstance(message, SystemMessage)]
-    said = [
-        text_of(message.content)
-        for message in kept[_start_of_input(kept) :]
-        if isinstance(message, HumanMessage)
-    ]
-    return without_recalled("\n".join(said))[-4_000:]
 
 
 def tool_errors_of(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -200,9 +275,11 @@ def tool_errors_of(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]
 
 _SECRETS = re.compile(
     r"""(?ix)
-    ((?:password|passwd|secret|token|api[-_]?key|authorization)["']?\s*[=:]\s*(?:bearer\s+)?["']?)[^\s"'&,;}\]]+
-    | (://[^:/\s]*:)[^@\s]+(?=@)
-    | \b(?:sk-|sbp_|sb_secret_|bearer\s+)[\w.-]{8,}
+    ((?:password|passwd|secret|token|api[-_]?key|authorization)["']?\s*[=:]\s*)
+      (?: (?:basic|bearer|token)\s+[^\s"',;}\]]+ | "[^"]*" | '[^']*' | [^\s"'&,;}\]]+ )
+    | (://)[^/\s]{1,500}(?=@)
+    | \b(?:sk-|sk_live_|sk_test_|gsk_|gh[opsu]_|github_pat_|xox[abp]-|sbp_|sb_secret_|AIza|AKIA
+        |basic\s+|bearer\s+)[\w.=+/-]{8,}
     | \beyJ[\w-]{8,}\.[\w-]+\.[\w-]+  # a JWT
     """
 )
@@ -224,10 +301,10 @@ def run_as_json(
 ) -> dict[str, Any]:
     """The argument of `record_run`."""
     plain: dict[str, dict[str, Any]] = {}
-    for message in messages:
-        if isinstance(message, SystemMessage) or message.id == KNOWLEDGE_MESSAGE_ID:
-            continue
-        item = message_as_json(message)
+    for message in _recordable(messages):
+        item = message_as_json(message, run.said)
+        if message.id is None and item["message_id"] in plain:  # the same words once more
+            item["message_id"] += f"-{len(plain)}"
         plain[item["message_id"]] = item
     recorded = list(plain.values())
     return {

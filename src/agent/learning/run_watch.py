@@ -20,10 +20,13 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.tracers.context import register_configure_hook
 from langgraph.errors import GraphBubbleUp
 
-from agent.learning.run_record import OpenRun, RunStatus
+from agent.learning.run_record import OpenRun, RunStatus, key_of
 
 ambient_run: ContextVar[OpenRun | None] = ContextVar("agent_ambient_run", default=None)
 """The run around the code that runs now: set for tools of a learning agent and for the graph inside `with_learning`."""
+
+_inside: list[str] = []
+"""Ids of the runs that are some code's ambient run now, once for each block."""
 
 _BLOCKING_ERRORS = frozenset(
     {
@@ -39,10 +42,17 @@ _BLOCKING_ERRORS = frozenset(
 def inside(run: OpenRun) -> Iterator[None]:
     """Make `run` the ambient run for this block and what it starts."""
     token = ambient_run.set(run)
+    _inside.append(run.run_id)
     try:
         yield
     finally:
+        _inside.remove(run.run_id)
         ambient_run.reset(token)
+
+
+def is_inside(run: OpenRun) -> bool:
+    """Whether a block of `inside` for this run is still open; a task it left behind may outlive it."""
+    return run.run_id in _inside
 
 
 @dataclass(kw_only=True)
@@ -55,15 +65,14 @@ class Trace:
     from_start: bool
     """Whether this process saw it start; `False` after a resume."""
     messages: dict[str, BaseMessage] = field(default_factory=dict)
-    """By id, in the order they were first seen."""
+    """By key, in the order they were first seen."""
     answers: int = 0
     """Answers of the model that were seen."""
 
     def see(self, messages: Iterable[BaseMessage]) -> None:
-        """Keep messages; a later one of the same id replaces the earlier."""
+        """Keep messages; a later one of the same key replaces the earlier."""
         for message in messages:
-            if message.id is not None:
-                self.messages[message.id] = message
+            self.messages[key_of(message)] = message
 
     def saw_answer(self, messages: Iterable[BaseMessage]) -> None:
         """Keep what a model answered."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Never
 
 from agent.errors import CallerError
@@ -19,6 +19,7 @@ _CONTENT_CHARACTERS_MAX = 2_000_000
 _ERROR_CHARACTERS_MAX = 2_000
 _ADDRESS_CHARACTERS_MAX = 200
 _ARGUMENT_LEVELS_MAX = 50
+_CONTENT_LEVELS_MAX = 20
 
 
 class UnreadableRun(CallerError):
@@ -41,7 +42,15 @@ def read_run(
     Raises:
         UnreadableRun: it cannot be read, and why.
     """
-    record = _read_object(line)
+    try:
+        return _read_run(_read_object(line), source_file, agent_id, session_id)
+    except RecursionError:
+        raise UnreadableRun("is nested too deeply") from None
+
+
+def _read_run(
+    record: Mapping[str, Any], source_file: str | None, agent_id: str | None, session_id: str | None
+) -> dict[str, Any]:
     messages = _read_messages(record)
     run = {
         "run_id": _run_id(record),
@@ -111,13 +120,13 @@ def error_in(content: str) -> str | None:
         except (ValueError, RecursionError):
             value = None  # a text that looks like JSON
         if isinstance(value, Mapping):
-            return _error_in_object(value)
+            return _error_in_object(value, text)
         if isinstance(value, str):
             text = value.strip()
     return text if _FAILED_TEXT.match(text) else None
 
 
-def _error_in_object(result: Mapping[str, Any]) -> str | None:
+def _error_in_object(result: Mapping[str, Any], text: str) -> str | None:
     error = result.get("error")
     is_failure = (
         result.get("isError") is True
@@ -134,7 +143,7 @@ def _error_in_object(result: Mapping[str, Any]) -> str | None:
             return str(said["message"])
         if isinstance(said, str) and said.strip().lower() not in _NO_ERROR:
             return said
-    return json.dumps(result, ensure_ascii=False)
+    return text
 
 
 def _is_error_value(error: Any) -> bool:
@@ -176,6 +185,10 @@ def _read_message(message: Mapping[str, Any], position: int) -> dict[str, Any]:
     role = message.get("role")
     if not isinstance(role, str) or not role.strip():
         raise UnreadableRun(f"message {position} has no role")
+    if not _has_levels(message.get("content"), _CONTENT_LEVELS_MAX):
+        raise UnreadableRun(
+            f"message {position}: 'content' is nested too deeply, more than {_CONTENT_LEVELS_MAX} levels"
+        )
     content = _text(message.get("content"))
     if not content and isinstance(message.get("refusal"), str):
         content = message["refusal"]
@@ -244,7 +257,31 @@ def _has_levels(value: Any, levels: int) -> bool:
     return True
 
 
-_EMBEDDED = re.compile(r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?[\w;=.-]*;base64,(?P<data>[A-Za-z0-9+/=_-]{256,})")
+# Found by its payload, whose characters cannot begin another one, and then looked at backwards over a bounded length:
+# a pattern that begins at "data:" goes over the same text again and again where there is no payload.
+_PAYLOAD = re.compile(r";base64,(?P<data>[A-Za-z0-9+/=_-]{256,})")
+_PAYLOAD_HEAD = re.compile(r"data:(?P<kind>[\w.+-]++/[\w.+-]++)?+[\w;=.-]*+")
+_PAYLOAD_HEAD_CHARACTERS_MAX = 200
+
+
+def _embedded_in(text: str) -> Iterator[tuple[int, int, str]]:
+    """The files in a text, as data addresses: beginning, end, and what to write in their place."""
+    done = 0
+    for found in _PAYLOAD.finditer(text):
+        start = text.rfind("data:", max(done, found.start() - _PAYLOAD_HEAD_CHARACTERS_MAX), found.start())
+        head = _PAYLOAD_HEAD.fullmatch(text, start, found.start()) if start >= 0 else None
+        if head is not None:
+            done = found.end()
+            yield start, done, f"{head['kind'] or 'data'}, {_size(found['data'])}"
+
+
+def _without_embedded(text: str) -> str:
+    parts = []
+    done = 0
+    for start, end, label in _embedded_in(text):
+        parts += [text[done:start], f"[{label}]"]
+        done = end
+    return "".join([*parts, text[done:]]) if parts else text
 
 
 def _text(content: Any) -> str:
@@ -252,9 +289,7 @@ def _text(content: Any) -> str:
     if content is None:
         return ""
     if isinstance(content, str):
-        return _cut(
-            _EMBEDDED.sub(lambda found: f"[{_embedded(found)}]", content) if "base64," in content else content
-        )
+        return _cut(_without_embedded(content))
     if isinstance(content, list):
         return _cut("\n".join(_part(part) for part in content))
     return _cut(json.dumps(content, ensure_ascii=False))
@@ -263,7 +298,7 @@ def _text(content: Any) -> str:
 def _part(part: Any) -> str:
     if not isinstance(part, Mapping):
         return _text(part)
-    kind = str(part.get("type", "part"))
+    kind = part["type"][:_ADDRESS_CHARACTERS_MAX] if isinstance(part.get("type"), str) else "part"
     for name in ("text", "refusal"):
         if isinstance(part.get(name), str):
             return _text(part[name])
@@ -276,18 +311,14 @@ def _part(part: Any) -> str:
     label = kind.removeprefix("input_").removesuffix("_url")
     url = body.get("url")
     if isinstance(url, str):
-        found = _EMBEDDED.match(url)
-        return f"[{label} {_embedded(found) if found else url[:_ADDRESS_CHARACTERS_MAX]}]"
+        start, _, embedded = next(_embedded_in(url), (-1, 0, ""))
+        return f"[{label} {embedded if start == 0 else url[:_ADDRESS_CHARACTERS_MAX]}]"
     details = [str(body[name])[:_ADDRESS_CHARACTERS_MAX] for name in ("filename", "media_type", "format")
                if isinstance(body.get(name), str)]  # fmt: skip
     data = next((body[name] for name in ("data", "file_data") if isinstance(body.get(name), str)), None)
     if data is not None:
         details.append(_size(data.rpartition(",")[2]))
     return f"[{' '.join([label, *details])}]"
-
-
-def _embedded(found: re.Match[str]) -> str:
-    return f"{found['kind'] or 'data'}, {_size(found['data'])}"
 
 
 def _size(base64_text: str) -> str:

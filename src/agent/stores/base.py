@@ -39,7 +39,12 @@ def check_mode(config: object, store: str, mode: object, allowed: Sequence[Learn
     Raises:
         ConfigurationError: names the store, the mode and what is allowed.
     """
-    if mode not in allowed or not isinstance(mode, LearningMode):
+    if not isinstance(mode, LearningMode):
+        raise ConfigurationError(
+            f"{type(config).__name__}(mode={mode!r}): the mode of store={store!r} must be a LearningMode, such as "
+            f"LearningMode.{allowed[0].name}"
+        )
+    if mode not in allowed:
         raise ConfigurationError(
             f"{type(config).__name__}(mode={mode!r}): store={store!r} does not support this mode; "
             f"it supports {', '.join(f'LearningMode.{m.name}' for m in allowed)}"
@@ -65,6 +70,8 @@ class Evidence:
     tool_call_id: str = ""
     quote: str = ""
     """The words themselves, at most 1,000 characters."""
+    role: str = "user"
+    """Whose words: `user` or `tool`."""
 
     def as_json(self) -> dict[str, str]:
         """As the storage functions take it."""
@@ -210,7 +217,12 @@ async def write_or_say(
 
 def trust_of(evidence: Sequence[Evidence]) -> str:
     """Label of the least trusted thing among the evidence: a tool's result counts less than a user's words."""
-    return "tool" if any(item.tool_call_id for item in evidence) else "user"
+    return "user" if all(item.role == "user" for item in evidence) else "tool"
+
+
+def said_by_user(evidence: Sequence[Evidence]) -> bool:
+    """Whether any of it is the user's own word, which alone may change or take back what the user said."""
+    return any(item.role == "user" for item in evidence)
 
 
 def is_blank(text: str) -> bool:

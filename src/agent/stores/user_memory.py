@@ -26,6 +26,7 @@ from agent.stores.base import (
     check_mode,
     is_blank,
     one_of,
+    said_by_user,
     trust_of,
     write_or_say,
 )
@@ -157,6 +158,10 @@ class UserMemoryStore(Store):
                             reason=f"{change.action}: {change.memory!r} is no memory that was shown",
                         )
                     )
+                    continue
+                if memory.trust == "user" and not said_by_user(found):
+                    reason = f"{change.action}: only the user may change what the user said"
+                    proposed.refused.append(Refused(store=self.name, reason=reason))
                     continue
                 touched.add(memory.memory_id)
                 operation |= {"memory_id": memory.memory_id, "expected_version": memory.version}

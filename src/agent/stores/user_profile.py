@@ -32,6 +32,7 @@ from agent.stores.base import (
     display,
     is_blank,
     one_of,
+    said_by_user,
     trust_of,
     write_or_say,
 )
@@ -183,7 +184,7 @@ class UserProfileStore(Store):
         current = {memory.field: memory for memory in known.profile}
         for change in extracted or ():
             found = evidence(change.evidence)
-            if not found:
+            if not said_by_user(found):
                 proposed.refused.append(
                     Refused(store=self.name, reason=f"{change.field}: no evidence of this user")
                 )
@@ -197,8 +198,9 @@ class UserProfileStore(Store):
                     run_id=found[0].run_id,
                     evidence=[item.as_json() for item in found],
                 )
-            except InvalidLearning as error:
-                proposed.refused.append(Refused(store=self.name, reason=str(error)))
+            except InvalidLearning:  # its words hold the value, and the reason goes into logs
+                reason = f"{change.field}: the value does not fit its type"
+                proposed.refused.append(Refused(store=self.name, reason=reason))
                 continue
             if operation["action"] == "retire" and change.field not in current:
                 continue
