@@ -31,7 +31,9 @@ _CONNECTION_SECONDS_MAX = 10.0  # without one for so long the database is away
 _GRACE = timedelta(seconds=60)
 
 
-async def learn_session(machine: LearningMachine, identity: Identity, attempt: int) -> None:
+async def learn_session(
+    machine: LearningMachine, identity: Identity, attempt: int, queue: str | None = None
+) -> None:
     """Learn what waits in one session; order it again, later, where that failed for a reason that may pass.
 
     Raises:
@@ -52,13 +54,22 @@ async def learn_session(machine: LearningMachine, identity: Identity, attempt: i
             error=str(error),
         )
         await machine.database.call(
-            "retry_learning", identity, the_queue=machine.queue, delay_seconds=delay, attempt=attempt + 1
+            "retry_learning",
+            identity,
+            the_queue=queue or machine.queue,
+            delay_seconds=delay,
+            attempt=attempt + 1,
         )
     except LearningError as error:
         emit("learning_failed", **identity.as_json(), attempts=attempt, error=str(error))
         raise
     except Exception as error:  # a fault of ours or of a store: the queue only logs it
-        emit("learning_failed", **identity.as_json(), attempts=attempt, error=f"{type(error).__name__}: {error}")
+        emit(
+            "learning_failed",
+            **identity.as_json(),
+            attempts=attempt,
+            error=f"{type(error).__name__}: {error}",
+        )
         raise
 
 
@@ -103,7 +114,7 @@ async def queue_app(url: str, machines: Sequence[LearningMachine]) -> AsyncItera
         context: procrastinate.JobContext, identity: dict[str, str], first_at: str = "", attempt: int = 1
     ) -> None:
         machine = by_queue.get(context.job.queue) or machines[0]
-        await learn_session(machine, Identity.from_json(identity), attempt)
+        await learn_session(machine, Identity.from_json(identity), attempt, context.job.queue)
 
     async with app.open_async():
         yield app
@@ -159,7 +170,11 @@ class Worker:
             interval = max(self._stalled_after.total_seconds() / 2, 0.5)
             clock.add_job(self._rescue, "interval", seconds=interval, max_instances=1, coalesce=True)
             clock.add_job(
-                self._deliver, "interval", seconds=_SPOOL_INTERVAL.total_seconds(), max_instances=1, coalesce=True
+                self._deliver,
+                "interval",
+                seconds=_SPOOL_INTERVAL.total_seconds(),
+                max_instances=1,
+                coalesce=True,
             )
             await self._rescue()
             await self._deliver()
@@ -211,7 +226,11 @@ async def run_forever(worker: Worker) -> None:
         try:
             await worker.run()
             reason = "it stopped by itself"
-        except (psycopg.OperationalError, procrastinate.exceptions.ConnectorException, DatabaseUnavailable) as error:
+        except (
+            psycopg.OperationalError,
+            procrastinate.exceptions.ConnectorException,
+            DatabaseUnavailable,
+        ) as error:
             reason = type(error).__name__
         if worker.stopping:
             return

@@ -91,7 +91,10 @@ def _call(
     return row[0] if row else None
 
 
-_CASTS: dict[str, LiteralString] = {"delay_seconds": "::double precision", "stalled_seconds": "::double precision"}
+_CASTS: dict[str, LiteralString] = {
+    "delay_seconds": "::double precision",
+    "stalled_seconds": "::double precision",
+}
 
 
 @contextmanager
@@ -147,7 +150,8 @@ async def test_every_table_has_forced_row_level_security_and_lets_in_agent_app_a
     assert set(tables) == set(OUR_TABLES)
     assert set(tables.values()) == {(True, True)}
     policies = rows(
-        catalogue, "SELECT tablename::text, roles::text[], permissive FROM pg_policies WHERE schemaname = 'public'"
+        catalogue,
+        "SELECT tablename::text, roles::text[], permissive FROM pg_policies WHERE schemaname = 'public'",
     )
     assert {table for table, _, _ in policies} == set(OUR_TABLES)
     assert all(roles == ["agent_app"] for _, roles, _ in policies)
@@ -263,7 +267,9 @@ async def test_a_bare_select_sees_the_rows_of_the_identity_alone_and_none_withou
     database: PostgresDatabase, learning_database: ThrowawayDatabase
 ) -> None:
     people = [
-        Identity(tenant_id=tenant, user_id=user, session_id="s") for tenant in ("t1", "t2") for user in ("ada", "bob")
+        Identity(tenant_id=tenant, user_id=user, session_id="s")
+        for tenant in ("t1", "t2")
+        for user in ("ada", "bob")
     ]
     for person in people:
         await _fill(database, person, f"{person.tenant_id}-{person.user_id}")
@@ -277,7 +283,9 @@ async def test_a_bare_select_sees_the_rows_of_the_identity_alone_and_none_withou
             found = {}
             for table in OUR_TABLES:
                 owner = sql.Identifier(_OWNER.get(table, "owner_id"))
-                query = sql.SQL("SELECT tenant_id, coalesce({}, '') FROM {}").format(owner, sql.Identifier(table))
+                query = sql.SQL("SELECT tenant_id, coalesce({}, '') FROM {}").format(
+                    owner, sql.Identifier(table)
+                )
                 found[table] = set(connection.execute(query).fetchall())
             return found
 
@@ -381,7 +389,9 @@ async def test_with_no_identity_every_function_finds_nothing_or_refuses(
                     for name in values
                 )
                 statement = sql.SQL("SELECT {}({})").format(sql.Identifier("public", function), parts)
-                given = {n: to_json(v) if n in JSON_ARGUMENTS and v is not None else v for n, v in values.items()}
+                given = {
+                    n: to_json(v) if n in JSON_ARGUMENTS and v is not None else v for n, v in values.items()
+                }
                 if function in silent:
                     row = connection.execute(statement, given).fetchone()
                     assert row == (silent[function],), (function, nobody)
@@ -475,7 +485,9 @@ async def test_no_random_operation_ever_gives_a_row_of_somebody_else(
             answer = str(error)
         said = json.dumps(answer)
         seen = set(said.split("zq")[1:])
-        allowed = f"{person.tenant_id}u" if function in of_the_tenant else f"{person.tenant_id}{person.user_id}qz"
+        allowed = (
+            f"{person.tenant_id}u" if function in of_the_tenant else f"{person.tenant_id}{person.user_id}qz"
+        )
         if function != "erase_user":
             assert all(part.startswith(allowed) for part in seen), (function, person, said[:2000])
         answered += bool(seen)
@@ -526,7 +538,9 @@ async def test_a_users_token_is_its_own_identity_whatever_it_says(
     assert await database.call("get_learnings", ADA) == adas
     assert await database.call("get_learnings", BOB) == []
     assert (await database.call("get_run", ADA, the_run_id="of-token"))["user_id"] == "bob"
-    assert [m["content"] for m in await database.call("get_learnings", BOB.with_(tenant_id="t2"))] == ["zqforeign tea"]
+    assert [m["content"] for m in await database.call("get_learnings", BOB.with_(tenant_id="t2"))] == [
+        "zqforeign tea"
+    ]
 
     with _as_role(learning_database.url, "authenticated", _claims("bob", "t2")) as connection:
         known = _call(connection, "recall_context", ADA, question="tea")
@@ -677,12 +691,12 @@ async def test_an_operator_of_somebody_who_may_create_in_public_is_not_run_by_ou
     with _who_may_create_in(learning_database.url, "public") as maker:
         for left, right, result in (("int", "float8", "$1::float8"), ("bigint", "float8", "$1::float8")):
             maker.execute(
-                f"CREATE FUNCTION public.planted({left}, {right}) RETURNS float8 LANGUAGE plpgsql AS "  # type: ignore[arg-type]
+                f"CREATE FUNCTION public.planted({left}, {right}) RETURNS float8 LANGUAGE plpgsql AS "
                 f"$$ BEGIN RAISE EXCEPTION 'planted code runs as %', current_user; RETURN {result}; END $$"
             )
             for operator in ("+", "-", "*", "/"):
                 maker.execute(
-                    f"CREATE OPERATOR public.{operator} (LEFTARG = {left}, RIGHTARG = {right}, "  # type: ignore[arg-type]
+                    f"CREATE OPERATOR public.{operator} (LEFTARG = {left}, RIGHTARG = {right}, "
                     "FUNCTION = public.planted)"
                 )
         known = await database.call("recall_context", ADA, question="zqada tea")
@@ -745,7 +759,9 @@ async def test_a_user_cannot_claim_to_have_been_shown_what_is_somebody_elses(
 
     for run_id in ("spy", "told", "imported"):
         run = await database.call("get_run", ADA, the_run_id=run_id)
-        assert run["exposures"] == [{"memory_id": own["memory_id"], "version": 1, "content": "Bob's own"}], run_id
+        assert run["exposures"] == [{"memory_id": own["memory_id"], "version": 1, "content": "Bob's own"}], (
+            run_id
+        )
     # A row that is there all the same shows no content of another user.
     rows(
         learning_database.url,
@@ -773,13 +789,19 @@ async def test_evidence_does_not_name_runs_of_others(
     await database.call("record_run", ADA, run=a_run(run_id="goes-on"))
     for run_id in ("adas", "nobodys", "goes-on"):
         assert (await database.call("get_run", ADA, the_run_id=run_id))["learned"] == []
-    assert [m["content"] for m in (await database.call("get_run", ADA, the_run_id="bobs"))["learned"]] == ["zqforged"]
+    assert [m["content"] for m in (await database.call("get_run", ADA, the_run_id="bobs"))["learned"]] == [
+        "zqforged"
+    ]
 
 
 async def test_a_users_token_says_nothing_about_the_queue_and_the_outcome(
     database: PostgresDatabase, learning_database: ThrowawayDatabase
 ) -> None:
-    asked = {"queue": "of-somebody", "quiet_seconds": 100_000, "outcomes": [{"kind": "reward", "succeeded": True}]}
+    asked = {
+        "queue": "of-somebody",
+        "quiet_seconds": 100_000,
+        "outcomes": [{"kind": "reward", "succeeded": True}],
+    }
     with _as_role(learning_database.url, "authenticated", _claims("bob")) as connection:
         _call(connection, "record_run", None, run=a_run(run_id="r1") | asked)
 

@@ -11,8 +11,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from agent import Identity
+from agent.database.migrations import migrate
+from agent.database.postgres import PostgresDatabase
 from agent.testing.throwaway import ThrowawayDatabase
 from tests.integration.rows import rows
+from tests.supabase_layout import SupabaseLayout
 
 _SUPABASE = Path(__file__).parents[2] / "supabase"
 _SCHEMAS = sorted((_SUPABASE / "schemas").glob("*.sql"))
@@ -192,3 +196,20 @@ def test_the_expressions_over_pgvector_are_put_in_the_place_of_their_call(
     text = "\n".join(line for (line,) in plan)
     assert "<=>" in text
     assert "agent_private" not in text
+
+
+async def test_vectors_are_compared_where_pgvector_is_in_a_schema_of_its_own(
+    supabase_layout: SupabaseLayout,
+) -> None:
+    await migrate(supabase_layout.url)
+    database = PostgresDatabase(supabase_layout.url)
+    ada = Identity(user_id="ada")
+    learning = {"store": "user_memory", "content": "Owns a feline"}
+    number = (await database.call("upsert_learning", ada, learning=learning))["memory_number"]
+    embeddings = [{"memory_number": number, "embedding": "[1,0]"}]
+    assert await database.call("store_embeddings", ada, model="m", embeddings=embeddings) == 1
+    found = await database.call(
+        "match_memories", ada, question="cat?", question_embedding="[0.9,0.1]", embedding_model="m"
+    )
+    await database.close()
+    assert [item["content"] for item in found] == ["Owns a feline"]

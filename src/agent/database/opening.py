@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from typing import Any
 
 from agent.database.protocol import Database
@@ -10,16 +11,34 @@ from agent.identity import Identity
 from agent.portal import forget_in_forked_child, portal
 from agent.settings import Settings
 
+_opened: weakref.WeakValueDictionary[tuple[Any, ...], Database] = weakref.WeakValueDictionary()
+
 
 def open_database(settings: Settings) -> Database:
     """The database of these settings; nothing is contacted before the first call.
 
-    `database_url` wins, then Supabase; with neither, the embedded server in `data_dir` is started and migrated at the
-    first call.
+    Who asks for the same place gets the same object while anybody has it: an agent made anew for every request opens no
+    connections of its own. `database_url` wins, then Supabase; with neither, the embedded server in `data_dir` is
+    started and migrated at the first call.
 
     Raises:
         ConfigurationError: `SUPABASE_URL` is set without keys that suffice.
     """
+    place = (
+        settings.database_url,
+        settings.supabase_url,
+        settings.supabase_service_role_key,
+        settings.supabase_anon_key,
+        settings.supabase_access_token,
+        settings.data_dir,
+    )
+    database = _opened.get(place)
+    if database is None:
+        database = _opened[place] = _open(settings)
+    return database
+
+
+def _open(settings: Settings) -> Database:
     if settings.database_url is not None:
         from agent.database.postgres import PostgresDatabase
 

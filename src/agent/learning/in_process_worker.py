@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import weakref
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agent.database.supabase import SupabaseDatabase
 from agent.errors import DatabaseUnavailable, LearningError
@@ -35,6 +36,7 @@ class InProcessWorker:
 
     def __init__(self, machine: LearningMachine) -> None:
         self._machine = machine
+        self._users: weakref.WeakSet[LearningMachine] = weakref.WeakSet()
         self._sessions: dict[tuple[str, str | None, str | None], Identity] = {}
         self._generations: dict[tuple[str, str | None, str | None], int] = {}
         self._timers: dict[tuple[str, str | None, str | None], asyncio.TimerHandle] = {}
@@ -44,6 +46,20 @@ class InProcessWorker:
         self._registered = False
         self._worker: Worker | None = None
         self._leaving = False
+
+    def used_by(self, machine: LearningMachine) -> None:
+        """Count a machine among those whose runs are learned here, until it leaves or is gone."""
+        self._users.add(machine)
+
+    async def left_by(self, machine: LearningMachine) -> None:
+        """Stop when the last machine leaves."""
+        self._users.discard(machine)
+        if not self._users:
+            await self.stop()
+
+    async def _recorded_all(self) -> None:
+        for machine in {self._machine, *self._users}:
+            await machine.recorded_all()
 
     async def recorded(self, identity: Identity) -> None:
         """Take note of a run that was recorded or spooled here."""
@@ -112,7 +128,8 @@ class InProcessWorker:
         """Start working when nobody else does; look again from time to time."""
         while self._working is None or self._working.done():
             if self._machine.settings.worker is WorkerMode.INSIDE or not await self._another_works():
-                self._working = asyncio.create_task(self._work())
+                if self._working is None or self._working.done():  # `drain` may have been quicker
+                    self._working = asyncio.create_task(self._work())
                 return
             await asyncio.sleep(_LOOK_SECONDS)
 
@@ -145,7 +162,7 @@ class InProcessWorker:
         """See `LearningMachine.drain`."""
         try:
             async with asyncio.timeout(timeout.total_seconds()):
-                await self._machine.recorded_all()
+                await self._recorded_all()
                 if isinstance(self._machine.database, SupabaseDatabase):
                     return await self._drain_directly()
                 return await self._drain_queue()
@@ -212,16 +229,32 @@ class InProcessWorker:
         portal().forget(self._finish)
         self._registered = False
 
+    async def _close_all(self) -> None:
+        await self.stop()
+        await self._machine.database.close()
+
     def _finish(self) -> None:
         """At exit of the process: record what is to be recorded, learn what can be learned in the time given, leave."""
         seconds = self._machine.settings.exit_timeout.total_seconds()
         try:
-            portal().submit(self._machine.recorded_all()).result(_RECORDING_SECONDS_MAX)
+            portal().submit(self._recorded_all()).result(_RECORDING_SECONDS_MAX)
             if seconds and self._machine.settings.worker is not WorkerMode.OFF:
                 portal().submit(self.drain(timedelta(seconds=seconds))).result(seconds + 1)
-            portal().submit(self._machine.close_in_portal()).result(5)
+            portal().submit(self._close_all()).result(5)
         except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError, LearningError):
             emit("exit_before_learned", sessions=len(self._sessions))
+
+
+_shared: weakref.WeakValueDictionary[tuple[Any, ...], InProcessWorker] = weakref.WeakValueDictionary()
+
+
+def shared_worker(machine: LearningMachine, learns_like: tuple[Any, ...]) -> InProcessWorker:
+    """The worker of this process for machines on one database and queue that learn alike."""
+    key = (id(machine.database), machine.queue, machine.settings, *learns_like)
+    worker = _shared.get(key)
+    if worker is None:
+        worker = _shared[key] = InProcessWorker(machine)
+    return worker
 
 
 def _key(identity: Identity) -> tuple[str, str | None, str | None]:

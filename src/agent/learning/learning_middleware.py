@@ -36,7 +36,7 @@ class LearningState(AgentState[Any]):
     """`OpenRun.as_state()`; empty for nobody."""
 
 
-class LearningMiddleware(AgentMiddleware[LearningState, Any]):
+class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
     """Gives an agent what is known of its user and learns from what happens.
 
     Put it last in the list: then what is known comes after all other text of the system message, which a provider may

@@ -26,7 +26,7 @@ from agent.jobs import DEFAULT_QUEUE
 from agent.learning import models
 from agent.learning.embedding import Embedder
 from agent.learning.extraction import Extracted, Pending, extract, verbatim
-from agent.learning.in_process_worker import InProcessWorker
+from agent.learning.in_process_worker import shared_worker
 from agent.learning.recorder import Recorder
 from agent.learning.run_identity import resolve_identity
 from agent.learning.run_record import OpenRun
@@ -87,7 +87,6 @@ class LearningMachine:
         _check_agent_id(agent_id)
         self.settings = settings or current_settings()
         self.agent_id = agent_id
-        self.queue = queue_of(agent_id)
         self.stores: tuple[Store, ...] = tuple(
             store
             for store in (
@@ -97,6 +96,7 @@ class LearningMachine:
             )
             if store is not None
         )
+        self.queue = queue_of(agent_id, self.stores)
         _check_type("model", model, (str, BaseChatModel))
         _check_type("embeddings", embeddings, (str, Embeddings))
         self._model_named: str | BaseChatModel | None = (
@@ -122,7 +122,8 @@ class LearningMachine:
         self._recorder: Recorder | None = None
         self._embedder: Embedder | None = None
         self._embedder_lock = asyncio.Lock()
-        self._worker = InProcessWorker(self)
+        self._worker = shared_worker(self, (_sameness(self._model_named), _sameness(self._embeddings_named)))
+        self.in_use = False
         self._recording: set[concurrent.futures.Future[bool]] = set()
 
     # What an agent gets
@@ -183,6 +184,7 @@ class LearningMachine:
 
     async def record(self, identity: Identity, run: dict[str, Any]) -> bool:
         """See `Recorder.record`; a small worker learns it later where no other does."""
+        self._use()
         recorded = await self.recorder.record(identity, run)
         if run["status"] == "completed" and identity.is_somebody:
             await self._worker.recorded(identity)
@@ -190,6 +192,7 @@ class LearningMachine:
 
     def record_later(self, identity: Identity, run: dict[str, Any]) -> concurrent.futures.Future[bool]:
         """Record a run whether or not the caller waits for it; `drain` and the end of the process do."""
+        self._use()
         self._worker.register()
         future = portal().submit(self.record(identity, run))
         self._recording.add(future)
@@ -522,6 +525,7 @@ class LearningMachine:
 
     async def start_worker(self) -> None:
         """Start the worker of this process now rather than at the first run, where `settings.worker` wants one."""
+        self._use()
         await portal().run(self._worker.start())
 
     async def drain(self, timeout: timedelta | float | None = None) -> bool:
@@ -545,8 +549,15 @@ class LearningMachine:
 
     async def close_in_portal(self) -> None:
         """`aclose` for code that runs in the portal already."""
-        await self._worker.stop()
-        await self.database.close()
+        await self.recorded_all()
+        self.in_use = False
+        await self._worker.left_by(self)
+        if not any(machine.database is self.database and machine.in_use for machine in living_machines()):
+            await self.database.close()
+
+    def _use(self) -> None:
+        self.in_use = True
+        self._worker.used_by(self)
 
 
 _living: weakref.WeakSet[LearningMachine] = weakref.WeakSet()
@@ -563,11 +574,20 @@ def _duration(timeout: timedelta | float | None) -> timedelta:
     return timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
 
 
-def queue_of(agent_id: str | None) -> str:
-    """Name of the queue of an agent, at most 40 bytes: Postgres limits the channel that is made from it."""
-    if agent_id is None:
+def queue_of(agent_id: str | None, stores: Sequence[Store] = ()) -> str:
+    """Name of the queue of an agent, or of all agents without a name whose stores are set alike: what one of them
+    records, another would learn otherwise. At most 40 bytes, for Postgres limits the channel that is made from it."""
+    if agent_id is not None:
+        return f"{DEFAULT_QUEUE}-{hashlib.sha256(agent_id.encode()).hexdigest()[:16]}"
+    settings = repr([store.config for store in stores])
+    if not stores or settings == repr([UserProfileConfig(), UserMemoryConfig(), SessionContextConfig()]):
         return DEFAULT_QUEUE
-    return f"{DEFAULT_QUEUE}-{hashlib.sha256(agent_id.encode()).hexdigest()[:16]}"
+    return f"{DEFAULT_QUEUE}-{hashlib.sha256(settings.encode()).hexdigest()[:16]}"
+
+
+def _sameness(named: object) -> object:
+    """What tells two models apart: a name, or the object itself."""
+    return named if isinstance(named, str) or named is None else id(named)
 
 
 def embedder_name(named: str | Embeddings) -> str:
@@ -597,7 +617,7 @@ def _check_absent(absent: Mapping[str, object]) -> None:
             raise TypeError(f"LearningMachine got an unexpected keyword argument {name!r}")
         if value is not False:
             raise ConfigurationError(
-                f"{name}={value!r}: this version has no such store; it has user_profile, user_memory and session_context"
+                f"{name}={value!r}: this version has no such store, only {', '.join(_STORE_NAMES)}"
             )
 
 

@@ -155,11 +155,14 @@ class Store(ABC):
     """As in `agent_memory.store` and in the arguments of `LearningMachine`."""
     section: ClassVar[str]
     """Name of its part of the rendered block."""
+    config: Any
+    """Its options; their `repr` says all of them."""
 
     @property
-    @abstractmethod
     def mode(self) -> LearningMode:
         """How it learns."""
+        mode: LearningMode = self.config.mode
+        return mode
 
     @abstractmethod
     def extraction_schema(self) -> tuple[Any, Any] | None:
@@ -217,12 +220,12 @@ async def write_or_say(
 
 def trust_of(evidence: Sequence[Evidence]) -> str:
     """Label of the least trusted thing among the evidence: a tool's result counts less than a user's words."""
-    return "user" if all(item.role == "user" for item in evidence) else "tool"
+    return "user" if all(item.role == "user" and not item.tool_call_id for item in evidence) else "tool"
 
 
 def said_by_user(evidence: Sequence[Evidence]) -> bool:
     """Whether any of it is the user's own word, which alone may change or take back what the user said."""
-    return any(item.role == "user" for item in evidence)
+    return any(item.role == "user" and not item.tool_call_id for item in evidence)
 
 
 def is_blank(text: str) -> bool:

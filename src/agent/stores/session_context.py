@@ -61,10 +61,6 @@ class SessionContextStore(Store):
         self.config = config
 
     @property
-    def mode(self) -> LearningMode:
-        return self.config.mode
-
-    @property
     def fields(self) -> dict[str, str]:
         """Fields that are kept, with what each is for."""
         return {"summary": "What happened in this session so far, in a few sentences"} | (

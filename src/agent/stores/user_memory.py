@@ -81,10 +81,6 @@ class UserMemoryStore(Store):
     def __init__(self, config: UserMemoryConfig) -> None:
         self.config = config
 
-    @property
-    def mode(self) -> LearningMode:
-        return self.config.mode
-
     def limits(self) -> dict[str, int]:
         return {self.name: self.config.max_memories} if self.config.max_memories is not None else {}
 

@@ -99,10 +99,6 @@ class UserProfileStore(Store):
             for name, info in config.schema.model_fields.items()
         }
 
-    @property
-    def mode(self) -> LearningMode:
-        return self.config.mode
-
     def value_of(self, name: str, value: Any) -> Any:
         """The value as its field's type has it, in JSON terms.
 
