@@ -50,7 +50,8 @@ class LearningAgent:
         self.configuration = (
             "`create_agent(model, middleware=[LearningMiddleware(machine)])` with user profile, user memory and "
             "session context; bare: `create_agent(model)`. One row per memory in Postgres; a run waits for one "
-            "recall before it and one record after it. "
+            "recall before it and one record after it, which does not wait for the disk (the default; "
+            "`LEARNING_DURABLE_RUNS=true` makes it wait). "
         ) + (
             "A worker in the same process learns every run at once (quiet period 0), with one model call for the "
             "three stores."

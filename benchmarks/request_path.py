@@ -1,6 +1,6 @@
 """What learning adds to the time until a user has an answer: ours, Agno's and LangMem's, by the same clock.
 
-    python -m benchmarks.request_path            # about ten minutes
+    python -m benchmarks.request_path            # about a quarter of an hour
     python -m benchmarks.request_path --quick    # under 90 seconds, rougher
 
 Prints Markdown and saves it, with the same as JSON, under `benchmarks/results/`. Nothing here asserts on time: goals
@@ -99,17 +99,17 @@ FULL = Plan(
 QUICK = Plan(
     ours=(
         Line(model_s=0.0, at_once=1, pairs=40),
-        Line(model_s=MODEL_S, at_once=1, pairs=10),
-        Line(model_s=MODEL_S, at_once=MANY, pairs=36),
-        Line(model_s=MODEL_S, at_once=MANY, pairs=24, spread=True),
+        Line(model_s=MODEL_S, at_once=1, pairs=8),
+        Line(model_s=MODEL_S, at_once=MANY, pairs=24),
+        Line(model_s=MODEL_S, at_once=MANY, pairs=12, spread=True),
     ),
     rivals=(
         Line(model_s=MODEL_S, at_once=1, pairs=3),
         Line(model_s=MODEL_S, at_once=MANY, pairs=24),
-        Line(model_s=MODEL_S, at_once=MANY, pairs=24, spread=True),
+        Line(model_s=MODEL_S, at_once=MANY, pairs=12, spread=True),
     ),
     queued=(),
-    growth_pairs=16,
+    growth_pairs=12,
     rival_growth_pairs=0,
     counted_runs=3,
 )

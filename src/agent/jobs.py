@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import signal
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
@@ -45,7 +46,8 @@ async def learn_session(
         if attempt >= _ATTEMPTS_MAX:
             emit("learning_failed", **identity.as_json(), attempts=attempt, error=str(error))
             raise
-        delay = _RETRY_SECONDS * 2 ** (attempt - 1)
+        # Those that met in a conflict must not come back together.
+        delay = _RETRY_SECONDS * 2 ** (attempt - 1) * random.uniform(1.0, 1.5)  # noqa: S311 - no secret
         emit(
             "learning_attempt_failed",
             **identity.as_json(),
@@ -177,6 +179,7 @@ class Worker:
                 coalesce=True,
             )
             await self._rescue()
+            await self._retry_failed()
             await self._deliver()
             working = asyncio.create_task(
                 app.run_worker_async(
@@ -212,6 +215,12 @@ class Worker:
             return  # the next tick tries again
         if rescued:
             emit("jobs_rescued", jobs=rescued)
+
+    async def _retry_failed(self) -> None:
+        queues = list(self._queues) if self._queues is not None else None
+        again = await self._machines[0].database.call("retry_failed_learning", the_queues=queues)
+        if again:
+            emit("jobs_retried", jobs=again)
 
     async def _deliver(self) -> None:
         for machine in self._machines:

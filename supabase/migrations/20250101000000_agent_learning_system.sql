@@ -1550,7 +1550,19 @@ BEGIN
 END
 $$;
 
--- Store one run; the work of record_run and import_runs.
+-- Order the learning of the session of a run, as the run says.
+CREATE FUNCTION agent_private.order_learning(run jsonb)
+RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT agent_private.enqueue_learning(
+        current_setting('agent.tenant_id'), current_setting('agent.user_id'),
+        coalesce(run ->> 'session_id', run ->> 'run_id'), run ->> 'agent_id', coalesce(run ->> 'queue', 'learning'),
+        make_interval(secs => greatest(coalesce((run ->> 'quiet_seconds')::double precision, 20), 0)));
+$$;
+
+-- Store one run; the work of record_run and import_runs. A live one's learning is ordered.
 CREATE FUNCTION agent_private.store_run(run jsonb, the_source text)
 RETURNS jsonb
 LANGUAGE plpgsql
@@ -1580,6 +1592,14 @@ BEGIN
     ON CONFLICT (tenant_id, run_id) DO NOTHING;
     recorded := FOUND;
     IF NOT recorded THEN
+        IF the_source = 'import' AND person IS NOT NULL THEN
+            -- A log that was looked at first may be given to its user later, and is learned then.
+            UPDATE public.agent_run r SET user_id = person
+            WHERE r.tenant_id = tenant AND r.run_id = run ->> 'run_id' AND r.user_id IS NULL AND r.source = 'import';
+            recorded := FOUND;
+            UPDATE public.agent_outcome o SET user_id = person
+            WHERE o.tenant_id = tenant AND o.run_id = run ->> 'run_id' AND o.user_id IS NULL AND recorded;
+        END IF;
         SELECT r.status, r.messages INTO status_before, all_messages FROM public.agent_run r
         WHERE r.tenant_id = tenant AND r.run_id = run ->> 'run_id' AND r.user_id IS NOT DISTINCT FROM person
         FOR UPDATE;
@@ -1621,11 +1641,8 @@ BEGIN
            coalesce(o -> 'details', '{}')
     FROM jsonb_array_elements(coalesce(run -> 'outcomes', '[]')) AS o
     ON CONFLICT DO NOTHING;
-    IF recorded AND person IS NOT NULL AND run ->> 'status' = 'completed' THEN
-        PERFORM agent_private.enqueue_learning(
-            tenant, person, coalesce(run ->> 'session_id', run ->> 'run_id'), run ->> 'agent_id',
-            coalesce(run ->> 'queue', 'learning'),
-            make_interval(secs => greatest(coalesce((run ->> 'quiet_seconds')::double precision, 20), 0)));
+    IF recorded AND person IS NOT NULL AND run ->> 'status' = 'completed' AND the_source = 'live' THEN
+        PERFORM agent_private.order_learning(run);
     END IF;
     RETURN jsonb_build_object('run_id', run ->> 'run_id', 'recorded', recorded,
                               'status', coalesce(CASE WHEN recorded THEN run ->> 'status' END, status_before));
@@ -1679,6 +1696,7 @@ AS $$
 DECLARE
     previous text[];
     run jsonb;
+    to_learn jsonb := '{}';
     recorded integer := 0;
     known integer := 0;
 BEGIN
@@ -1688,12 +1706,20 @@ BEGIN
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('PT403', 'no tenant to import runs for');
     END IF;
-    FOR run IN SELECT r FROM jsonb_array_elements(runs) AS r LOOP
+    -- Runs by their ids, then orders by their sessions: importers at once wait for each other and do not deadlock.
+    FOR run IN SELECT r FROM jsonb_array_elements(runs) AS r ORDER BY r ->> 'run_id' LOOP
         IF (agent_private.store_run(run, 'import') ->> 'recorded')::boolean THEN
             recorded := recorded + 1;
+            IF current_setting('agent.user_id') <> '' AND run ->> 'status' = 'completed' THEN
+                to_learn := to_learn || jsonb_build_object(
+                    coalesce(run ->> 'session_id', run ->> 'run_id'), run - '{messages,tool_errors,facts}'::text[]);
+            END IF;
         ELSE
             known := known + 1;
         END IF;
+    END LOOP;
+    FOR run IN SELECT e.value FROM jsonb_each(to_learn) AS e ORDER BY e.key LOOP
+        PERFORM agent_private.order_learning(run);
     END LOOP;
     PERFORM agent_private.leave(previous);
     RETURN jsonb_build_object('recorded', recorded, 'known', known);
@@ -1786,9 +1812,19 @@ $$;
 
 -- Recall: what is known that bears on a question, within the scopes of one identity.
 
+-- Whether a text ends as a question: what a user asked tells less of them than what they stated.
+CREATE FUNCTION agent_private.is_question(content text)
+RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT right(rtrim(content), 1) IN ('?', '？', '؟');
+$$;
+
 -- The best memories for a question, by words (BM25 over the 400 newest memories of each word), by vectors where one
 -- is given (exact, within the scope) and, to fill up, by recency. Each score is divided by the best of its list; the
--- sum decides, recency counting a tenth. At most 200. Returns each as {memory_id, version, store, kind, content, trust,
+-- sum decides, recency counting a tenth; what
+-- was asked in a conversation counts less than what was stated, and does not fill up. At most 200. Returns each as {memory_id, version, store, kind, content, trust,
 -- recorded_at, valid_from, score, word_score, vector_score} and whether a word or the vector matched. Leans on the primary keys of agent_memory_term and agent_memory_embedding and
 -- on agent_memory_by_scope; locks nothing.
 CREATE FUNCTION agent_private.rank_memories(
@@ -1817,7 +1853,7 @@ BEGIN
     RETURN QUERY
     WITH hits AS (  -- double precision throughout: numeric arithmetic costs ten times as much
         SELECT h.memory_number, h.occurrences::double precision AS occurrences, h.word_count / mean_words AS length,
-               ln(1 + (greatest(memories, h.frequency) - h.frequency + 0.5::double precision) / (h.frequency + 0.5::double precision)) AS weight
+               ln(1 + (greatest(memories, f.estimate) - f.estimate + 0.5::double precision) / (f.estimate + 0.5::double precision)) AS weight
         FROM unnest(words) AS w (lexeme)
         CROSS JOIN LATERAL (
             SELECT n.memory_number, n.occurrences, n.word_count, (count(*) OVER ())::double precision AS frequency
@@ -1826,6 +1862,10 @@ BEGIN
                   WHERE t.tenant_id = tenant AND t.scope = 'user' AND t.owner_id = person AND t.lexeme = w.lexeme
                   ORDER BY t.memory_number DESC LIMIT 400) AS n
         ) AS h
+        -- A word that fills its list is in more memories than were looked at: taken to be in half of them.
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN h.frequency < 400 THEN h.frequency ELSE greatest(h.frequency, memories / 2) END AS estimate
+        ) AS f
     ), by_words AS (
         SELECT h.memory_number,
                sum(h.weight * h.occurrences * 2.2::double precision
@@ -1845,6 +1885,7 @@ BEGIN
         FROM public.agent_memory m
         WHERE m.tenant_id = tenant AND m.scope = 'user' AND m.owner_id = person AND m.store = 'user_memory'
           AND m.superseded_at IS NULL
+          AND NOT (m.kind = 'conversation' AND agent_private.is_question(m.content))
         ORDER BY m.memory_number DESC LIMIT 50
     ), candidates AS (
         SELECT c.memory_number,
@@ -1857,7 +1898,9 @@ BEGIN
         LEFT JOIN by_vector v ON v.memory_number = c.memory_number
     ), best AS MATERIALIZED (  -- before the documents are built: that costs more than the ranking
         SELECT m.memory_id, m.version, m.store, m.kind, m.content, m.trust, m.recorded_at, m.valid_from,
-               c.word_points, c.vector_points, c.word_points + c.vector_points + 0.1::double precision * c.newness AS points,
+               c.word_points, c.vector_points, c.word_points + c.vector_points + 0.1::double precision * c.newness
+                   - CASE WHEN m.kind = 'conversation' AND agent_private.is_question(m.content)
+                          THEN 0.3::double precision ELSE 0 END AS points,
                c.memory_number
         FROM candidates c
         JOIN public.agent_memory m ON m.memory_number = c.memory_number
@@ -2249,6 +2292,48 @@ AS $$
     SELECT to_jsonb(agent_private.reorder_learning(agent_private.document(identity), the_queue, delay_seconds, attempt));
 $$;
 
+-- The work of retry_failed_learning: what failed for good waits again from its first try, or goes where another job of
+-- its session waits already. Runs as its owner, because agent_app has no rights on the queue.
+CREATE FUNCTION agent_private.retry_failed_jobs(the_queues text[])
+RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, agent_queue, pg_temp
+AS $$
+DECLARE
+    failed record;
+    again integer := 0;
+BEGIN
+    FOR failed IN
+        SELECT j.id FROM agent_queue.procrastinate_jobs j
+        WHERE j.status = 'failed' AND j.task_name = 'agent.learn_session'
+          AND (the_queues IS NULL OR j.queue_name = ANY (the_queues))
+        FOR UPDATE OF j SKIP LOCKED
+    LOOP
+        BEGIN
+            UPDATE agent_queue.procrastinate_jobs j
+            SET status = 'todo', scheduled_at = now(), worker_id = NULL, args = j.args - 'attempt'
+            WHERE j.id = failed.id;
+            again := again + 1;
+        EXCEPTION WHEN unique_violation THEN
+            DELETE FROM agent_queue.procrastinate_jobs j WHERE j.id = failed.id;
+        END;
+    END LOOP;
+    RETURN again;
+END
+$$;
+REVOKE ALL ON FUNCTION agent_private.retry_failed_jobs(text[]) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION agent_private.retry_failed_jobs(text[]) TO agent_app;
+
+-- Have what failed for good tried again, of these queues or of all; a worker that starts may be better equipped than
+-- the one before. Returns how many.
+CREATE FUNCTION public.retry_failed_learning(the_queues text[] DEFAULT NULL)
+RETURNS jsonb
+LANGUAGE sql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT to_jsonb(agent_private.retry_failed_jobs(the_queues));
+$$;
+
 -- Give the jobs of workers without a heartbeat for so long to others. Returns how many.
 CREATE FUNCTION public.rescue_learning(stalled_seconds double precision)
 RETURNS jsonb
@@ -2491,6 +2576,7 @@ DECLARE
     tenant text;
     person text;
     counts jsonb := '{}';
+    known boolean;
     gone integer;
 BEGIN
     identity := agent_private.document(identity);
@@ -2500,6 +2586,8 @@ BEGIN
     IF previous IS NULL OR person IS NULL THEN
         PERFORM agent_private.refuse('PT403', 'to erase a user, name the tenant and the user');
     END IF;
+    known := EXISTS (SELECT FROM public.agent_scope s
+                     WHERE s.tenant_id = tenant AND s.scope = 'user' AND s.owner_id = person);
     -- Waits for writers of this user and keeps new ones out until all is gone.
     PERFORM agent_private.touch_scope('user');
     DELETE FROM public.agent_memory_evidence e WHERE e.tenant_id = tenant AND e.scope = 'user' AND e.owner_id = person;
@@ -2517,7 +2605,7 @@ BEGIN
     DELETE FROM public.agent_run r WHERE r.tenant_id = tenant AND r.user_id = person;
     GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_run', gone);
     DELETE FROM public.agent_scope s WHERE s.tenant_id = tenant AND s.scope = 'user' AND s.owner_id = person;
-    GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_scope', gone);
+    GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_scope', known::integer);
     gone := agent_private.forget_jobs(tenant, person); counts := counts || jsonb_build_object('procrastinate_jobs', gone);
     PERFORM agent_private.leave(previous);
     RETURN counts;
@@ -2617,7 +2705,7 @@ SELECT agent_private.publish(p.oid::regprocedure, 'private')
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
 WHERE n.nspname = 'agent_private'
   AND p.proname NOT IN ('publish', 'guard', 'enqueue_learning', 'forget_jobs', 'queue_status', 'expedite_jobs', 'queue_state',
-                        'reorder_learning', 'rescue_jobs');
+                        'reorder_learning', 'rescue_jobs', 'retry_failed_jobs');
 
 -- A user with a JWT may recall and search, record runs, and look after their own memories.
 SELECT agent_private.publish(f, 'user') FROM unnest(ARRAY[
@@ -2640,6 +2728,7 @@ SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.queue_state(text)',
     'public.retry_learning(jsonb, text, double precision, integer)',
     'public.rescue_learning(double precision)',
+    'public.retry_failed_learning(text[])',
     'public.memories_without_embedding(jsonb, text, integer, integer)',
     'public.store_embeddings(jsonb, text, jsonb)',
     'public.import_runs(jsonb, jsonb)',

@@ -215,7 +215,19 @@ BEGIN
 END
 $$;
 
--- Store one run; the work of record_run and import_runs.
+-- Order the learning of the session of a run, as the run says.
+CREATE FUNCTION agent_private.order_learning(run jsonb)
+RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT agent_private.enqueue_learning(
+        current_setting('agent.tenant_id'), current_setting('agent.user_id'),
+        coalesce(run ->> 'session_id', run ->> 'run_id'), run ->> 'agent_id', coalesce(run ->> 'queue', 'learning'),
+        make_interval(secs => greatest(coalesce((run ->> 'quiet_seconds')::double precision, 20), 0)));
+$$;
+
+-- Store one run; the work of record_run and import_runs. A live one's learning is ordered.
 CREATE FUNCTION agent_private.store_run(run jsonb, the_source text)
 RETURNS jsonb
 LANGUAGE plpgsql
@@ -245,6 +257,14 @@ BEGIN
     ON CONFLICT (tenant_id, run_id) DO NOTHING;
     recorded := FOUND;
     IF NOT recorded THEN
+        IF the_source = 'import' AND person IS NOT NULL THEN
+            -- A log that was looked at first may be given to its user later, and is learned then.
+            UPDATE public.agent_run r SET user_id = person
+            WHERE r.tenant_id = tenant AND r.run_id = run ->> 'run_id' AND r.user_id IS NULL AND r.source = 'import';
+            recorded := FOUND;
+            UPDATE public.agent_outcome o SET user_id = person
+            WHERE o.tenant_id = tenant AND o.run_id = run ->> 'run_id' AND o.user_id IS NULL AND recorded;
+        END IF;
         SELECT r.status, r.messages INTO status_before, all_messages FROM public.agent_run r
         WHERE r.tenant_id = tenant AND r.run_id = run ->> 'run_id' AND r.user_id IS NOT DISTINCT FROM person
         FOR UPDATE;
@@ -286,11 +306,8 @@ BEGIN
            coalesce(o -> 'details', '{}')
     FROM jsonb_array_elements(coalesce(run -> 'outcomes', '[]')) AS o
     ON CONFLICT DO NOTHING;
-    IF recorded AND person IS NOT NULL AND run ->> 'status' = 'completed' THEN
-        PERFORM agent_private.enqueue_learning(
-            tenant, person, coalesce(run ->> 'session_id', run ->> 'run_id'), run ->> 'agent_id',
-            coalesce(run ->> 'queue', 'learning'),
-            make_interval(secs => greatest(coalesce((run ->> 'quiet_seconds')::double precision, 20), 0)));
+    IF recorded AND person IS NOT NULL AND run ->> 'status' = 'completed' AND the_source = 'live' THEN
+        PERFORM agent_private.order_learning(run);
     END IF;
     RETURN jsonb_build_object('run_id', run ->> 'run_id', 'recorded', recorded,
                               'status', coalesce(CASE WHEN recorded THEN run ->> 'status' END, status_before));
@@ -344,6 +361,7 @@ AS $$
 DECLARE
     previous text[];
     run jsonb;
+    to_learn jsonb := '{}';
     recorded integer := 0;
     known integer := 0;
 BEGIN
@@ -353,12 +371,20 @@ BEGIN
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('PT403', 'no tenant to import runs for');
     END IF;
-    FOR run IN SELECT r FROM jsonb_array_elements(runs) AS r LOOP
+    -- Runs by their ids, then orders by their sessions: importers at once wait for each other and do not deadlock.
+    FOR run IN SELECT r FROM jsonb_array_elements(runs) AS r ORDER BY r ->> 'run_id' LOOP
         IF (agent_private.store_run(run, 'import') ->> 'recorded')::boolean THEN
             recorded := recorded + 1;
+            IF current_setting('agent.user_id') <> '' AND run ->> 'status' = 'completed' THEN
+                to_learn := to_learn || jsonb_build_object(
+                    coalesce(run ->> 'session_id', run ->> 'run_id'), run - '{messages,tool_errors,facts}'::text[]);
+            END IF;
         ELSE
             known := known + 1;
         END IF;
+    END LOOP;
+    FOR run IN SELECT e.value FROM jsonb_each(to_learn) AS e ORDER BY e.key LOOP
+        PERFORM agent_private.order_learning(run);
     END LOOP;
     PERFORM agent_private.leave(previous);
     RETURN jsonb_build_object('recorded', recorded, 'known', known);

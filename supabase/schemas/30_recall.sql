@@ -1,8 +1,18 @@
 -- Recall: what is known that bears on a question, within the scopes of one identity.
 
+-- Whether a text ends as a question: what a user asked tells less of them than what they stated.
+CREATE FUNCTION agent_private.is_question(content text)
+RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT right(rtrim(content), 1) IN ('?', '？', '؟');
+$$;
+
 -- The best memories for a question, by words (BM25 over the 400 newest memories of each word), by vectors where one
 -- is given (exact, within the scope) and, to fill up, by recency. Each score is divided by the best of its list; the
--- sum decides, recency counting a tenth. At most 200. Returns each as {memory_id, version, store, kind, content, trust,
+-- sum decides, recency counting a tenth; what
+-- was asked in a conversation counts less than what was stated, and does not fill up. At most 200. Returns each as {memory_id, version, store, kind, content, trust,
 -- recorded_at, valid_from, score, word_score, vector_score} and whether a word or the vector matched. Leans on the primary keys of agent_memory_term and agent_memory_embedding and
 -- on agent_memory_by_scope; locks nothing.
 CREATE FUNCTION agent_private.rank_memories(
@@ -31,7 +41,7 @@ BEGIN
     RETURN QUERY
     WITH hits AS (  -- double precision throughout: numeric arithmetic costs ten times as much
         SELECT h.memory_number, h.occurrences::double precision AS occurrences, h.word_count / mean_words AS length,
-               ln(1 + (greatest(memories, h.frequency) - h.frequency + 0.5::double precision) / (h.frequency + 0.5::double precision)) AS weight
+               ln(1 + (greatest(memories, f.estimate) - f.estimate + 0.5::double precision) / (f.estimate + 0.5::double precision)) AS weight
         FROM unnest(words) AS w (lexeme)
         CROSS JOIN LATERAL (
             SELECT n.memory_number, n.occurrences, n.word_count, (count(*) OVER ())::double precision AS frequency
@@ -40,6 +50,10 @@ BEGIN
                   WHERE t.tenant_id = tenant AND t.scope = 'user' AND t.owner_id = person AND t.lexeme = w.lexeme
                   ORDER BY t.memory_number DESC LIMIT 400) AS n
         ) AS h
+        -- A word that fills its list is in more memories than were looked at: taken to be in half of them.
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN h.frequency < 400 THEN h.frequency ELSE greatest(h.frequency, memories / 2) END AS estimate
+        ) AS f
     ), by_words AS (
         SELECT h.memory_number,
                sum(h.weight * h.occurrences * 2.2::double precision
@@ -59,6 +73,7 @@ BEGIN
         FROM public.agent_memory m
         WHERE m.tenant_id = tenant AND m.scope = 'user' AND m.owner_id = person AND m.store = 'user_memory'
           AND m.superseded_at IS NULL
+          AND NOT (m.kind = 'conversation' AND agent_private.is_question(m.content))
         ORDER BY m.memory_number DESC LIMIT 50
     ), candidates AS (
         SELECT c.memory_number,
@@ -71,7 +86,9 @@ BEGIN
         LEFT JOIN by_vector v ON v.memory_number = c.memory_number
     ), best AS MATERIALIZED (  -- before the documents are built: that costs more than the ranking
         SELECT m.memory_id, m.version, m.store, m.kind, m.content, m.trust, m.recorded_at, m.valid_from,
-               c.word_points, c.vector_points, c.word_points + c.vector_points + 0.1::double precision * c.newness AS points,
+               c.word_points, c.vector_points, c.word_points + c.vector_points + 0.1::double precision * c.newness
+                   - CASE WHEN m.kind = 'conversation' AND agent_private.is_question(m.content)
+                          THEN 0.3::double precision ELSE 0 END AS points,
                c.memory_number
         FROM candidates c
         JOIN public.agent_memory m ON m.memory_number = c.memory_number

@@ -289,6 +289,48 @@ AS $$
     SELECT to_jsonb(agent_private.reorder_learning(agent_private.document(identity), the_queue, delay_seconds, attempt));
 $$;
 
+-- The work of retry_failed_learning: what failed for good waits again from its first try, or goes where another job of
+-- its session waits already. Runs as its owner, because agent_app has no rights on the queue.
+CREATE FUNCTION agent_private.retry_failed_jobs(the_queues text[])
+RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, agent_queue, pg_temp
+AS $$
+DECLARE
+    failed record;
+    again integer := 0;
+BEGIN
+    FOR failed IN
+        SELECT j.id FROM agent_queue.procrastinate_jobs j
+        WHERE j.status = 'failed' AND j.task_name = 'agent.learn_session'
+          AND (the_queues IS NULL OR j.queue_name = ANY (the_queues))
+        FOR UPDATE OF j SKIP LOCKED
+    LOOP
+        BEGIN
+            UPDATE agent_queue.procrastinate_jobs j
+            SET status = 'todo', scheduled_at = now(), worker_id = NULL, args = j.args - 'attempt'
+            WHERE j.id = failed.id;
+            again := again + 1;
+        EXCEPTION WHEN unique_violation THEN
+            DELETE FROM agent_queue.procrastinate_jobs j WHERE j.id = failed.id;
+        END;
+    END LOOP;
+    RETURN again;
+END
+$$;
+REVOKE ALL ON FUNCTION agent_private.retry_failed_jobs(text[]) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION agent_private.retry_failed_jobs(text[]) TO agent_app;
+
+-- Have what failed for good tried again, of these queues or of all; a worker that starts may be better equipped than
+-- the one before. Returns how many.
+CREATE FUNCTION public.retry_failed_learning(the_queues text[] DEFAULT NULL)
+RETURNS jsonb
+LANGUAGE sql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT to_jsonb(agent_private.retry_failed_jobs(the_queues));
+$$;
+
 -- Give the jobs of workers without a heartbeat for so long to others. Returns how many.
 CREATE FUNCTION public.rescue_learning(stalled_seconds double precision)
 RETURNS jsonb

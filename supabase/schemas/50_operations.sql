@@ -229,6 +229,7 @@ DECLARE
     tenant text;
     person text;
     counts jsonb := '{}';
+    known boolean;
     gone integer;
 BEGIN
     identity := agent_private.document(identity);
@@ -238,6 +239,8 @@ BEGIN
     IF previous IS NULL OR person IS NULL THEN
         PERFORM agent_private.refuse('PT403', 'to erase a user, name the tenant and the user');
     END IF;
+    known := EXISTS (SELECT FROM public.agent_scope s
+                     WHERE s.tenant_id = tenant AND s.scope = 'user' AND s.owner_id = person);
     -- Waits for writers of this user and keeps new ones out until all is gone.
     PERFORM agent_private.touch_scope('user');
     DELETE FROM public.agent_memory_evidence e WHERE e.tenant_id = tenant AND e.scope = 'user' AND e.owner_id = person;
@@ -255,7 +258,7 @@ BEGIN
     DELETE FROM public.agent_run r WHERE r.tenant_id = tenant AND r.user_id = person;
     GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_run', gone);
     DELETE FROM public.agent_scope s WHERE s.tenant_id = tenant AND s.scope = 'user' AND s.owner_id = person;
-    GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_scope', gone);
+    GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_scope', known::integer);
     gone := agent_private.forget_jobs(tenant, person); counts := counts || jsonb_build_object('procrastinate_jobs', gone);
     PERFORM agent_private.leave(previous);
     RETURN counts;

@@ -4,7 +4,7 @@ SELECT agent_private.publish(p.oid::regprocedure, 'private')
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
 WHERE n.nspname = 'agent_private'
   AND p.proname NOT IN ('publish', 'guard', 'enqueue_learning', 'forget_jobs', 'queue_status', 'expedite_jobs', 'queue_state',
-                        'reorder_learning', 'rescue_jobs');
+                        'reorder_learning', 'rescue_jobs', 'retry_failed_jobs');
 
 -- A user with a JWT may recall and search, record runs, and look after their own memories.
 SELECT agent_private.publish(f, 'user') FROM unnest(ARRAY[
@@ -27,6 +27,7 @@ SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.queue_state(text)',
     'public.retry_learning(jsonb, text, double precision, integer)',
     'public.rescue_learning(double precision)',
+    'public.retry_failed_learning(text[])',
     'public.memories_without_embedding(jsonb, text, integer, integer)',
     'public.store_embeddings(jsonb, text, jsonb)',
     'public.import_runs(jsonb, jsonb)',

@@ -339,6 +339,36 @@ async def test_a_session_that_is_recorded_from_all_sides_is_ordered_once(
     assert value(learning_database.url, "SELECT count(*) FROM agent_queue.procrastinate_jobs") == 1
 
 
+async def test_importers_and_recorders_of_the_same_sessions_do_not_deadlock(
+    machine: LearningMachine, learning_database: ThrowawayDatabase
+) -> None:
+    shared = [
+        a_run(f"Shared {n}", run_id=f"shared-{n}", session_id=f"s{n % 7}", quiet_seconds=60) for n in range(20)
+    ]
+
+    async def bring(number: int) -> dict[str, int]:
+        own = [a_run(f"Of {number}", session_id=f"s{n % 10}", quiet_seconds=60) for n in range(30)]
+        runs = own + shared
+        random.Random(number).shuffle(runs)
+        found: dict[str, int] = await machine.database.call("import_runs", ADA, runs=runs)
+        return found
+
+    async def record(number: int) -> bool:
+        run = a_run(f"Live {number}", quiet_seconds=60)
+        there = ADA.with_(session_id=f"s{number % 10}")
+        return bool((await machine.database.call("record_run", there, run=run))["recorded"])
+
+    reports = await asyncio.gather(*(bring(number) for number in range(10)))
+    assert sum(report["recorded"] for report in reports) == 10 * 30 + 20
+    reports, recorded = await asyncio.gather(
+        asyncio.gather(*(bring(number) for number in range(10, 14))),
+        asyncio.gather(*(record(number) for number in range(60))),
+    )
+    assert set(recorded) == {True}
+    assert {report["recorded"] for report in reports} == {30}
+    assert value(learning_database.url, "SELECT count(*) FROM agent_queue.procrastinate_jobs") == 10
+
+
 # All at once
 
 

@@ -42,7 +42,7 @@ FOR_USERS: dict[str, dict[str, Any]] = {
 }
 FOR_SERVERS: dict[str, dict[str, Any]] = {
     "pending_learning": {},
-    "apply_learning": {"run_ids": [], "operations": [], "expected_version": 0},
+    "apply_learning": {"run_ids": [], "operations": [], "expected_version": None},
     "memories_without_embedding": {"model": "m"},
     "store_embeddings": {"model": "m", "embeddings": []},
     "import_runs": {"runs": [a_run(run_id="imported-by-the-call")]},
@@ -57,6 +57,7 @@ WITHOUT_IDENTITY: dict[str, dict[str, Any]] = {
     "expedite_learning": {"sessions": []},
     "queue_state": {"the_queue": "learning"},
     "rescue_learning": {"stalled_seconds": 30.0},
+    "retry_failed_learning": {},
 }
 ALL = FOR_USERS | FOR_SERVERS | WITHOUT_IDENTITY
 ADA = Identity(user_id="ada", session_id="s1", agent_id="a1")
@@ -600,15 +601,11 @@ async def test_a_servers_key_with_a_users_claims_acts_for_that_user(
         assert [item["content"] for item in listed] == ["zqada tea"]
 
 
-@pytest.mark.parametrize("function", FOR_SERVERS | WITHOUT_IDENTITY)
-async def test_a_user_may_not_call_what_is_for_servers(
-    learning_database: ThrowawayDatabase, function: str
-) -> None:
-    with (
-        _as_role(learning_database.url, "authenticated", _claims("ada")) as connection,
-        pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied for function"),
-    ):
-        _call(connection, function, ADA, **ALL[function])
+async def test_a_user_may_not_call_what_is_for_servers(learning_database: ThrowawayDatabase) -> None:
+    with _as_role(learning_database.url, "authenticated", _claims("ada")) as connection:
+        for function, arguments in (FOR_SERVERS | WITHOUT_IDENTITY).items():
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied for function"):
+                _call(connection, function, ADA, **arguments)
 
 
 async def test_the_public_key_may_call_nothing_and_touch_no_table(
@@ -827,26 +824,26 @@ def _settings(connection: psycopg.Connection[Any]) -> list[str]:
     return list(row[0])
 
 
-@pytest.mark.parametrize("function", ALL)
 @pytest.mark.parametrize("is_set_before", [False, True])
 async def test_the_identity_does_not_outlive_its_call(
-    learning_database: ThrowawayDatabase, function: str, is_set_before: bool
+    learning_database: ThrowawayDatabase, is_set_before: bool
 ) -> None:
     with psycopg.connect(learning_database.url) as connection:
-        if is_set_before:
-            for name in _SETTINGS[:4]:
-                connection.execute("SELECT set_config(%s, 'before', true)", (name,))
-        before = _settings(connection)
-        assert before == (["before"] * 4 if is_set_before else [""] * 4) + ["none"]
+        for function, arguments in ALL.items():
+            if is_set_before:
+                for name in _SETTINGS[:4]:
+                    connection.execute("SELECT set_config(%s, 'before', true)", (name,))
+            before = _settings(connection)
+            assert before == (["before"] * 4 if is_set_before else [""] * 4) + ["none"]
 
-        _call(connection, function, ADA, **ALL[function])
-        assert _settings(connection) == before, "in the same transaction"
-        if function not in WITHOUT_IDENTITY and function != "retry_learning":
-            with pytest.raises(psycopg.Error), connection.transaction():
-                _call(connection, function, ADA, **_broken(function))
-            assert _settings(connection) == before, "after an error"
-        connection.commit()
-        assert _settings(connection)[:4] == [""] * 4
+            _call(connection, function, ADA, **arguments)
+            assert _settings(connection) == before, f"{function}, in the same transaction"
+            if function not in WITHOUT_IDENTITY and function != "retry_learning":
+                with pytest.raises(psycopg.Error), connection.transaction():
+                    _call(connection, function, ADA, **_broken(function))
+                assert _settings(connection) == before, f"{function}, after an error"
+            connection.commit()
+            assert _settings(connection)[:4] == [""] * 4, function
 
 
 def _broken(function: str) -> dict[str, Any]:

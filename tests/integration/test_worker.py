@@ -254,17 +254,17 @@ async def test_many_workers_never_learn_one_run_twice(
 async def test_learning_one_session_many_times_at_once_learns_each_run_once(
     make: MakeMachine, learning_database: ThrowawayDatabase
 ) -> None:
-    machine = make({"quiet_period": NEVER})
+    machines = [make({"quiet_period": NEVER}) for _ in range(4)]  # each has a lock of its own, as processes have
     for number in range(30):
-        await _record(machine, a_run(f"Fact {number}"))
+        await _record(machines[0], a_run(f"Fact {number}"))
 
-    async def learn() -> int:
+    async def learn(machine: LearningMachine) -> int:
         try:
             return await machine.learn_session(ADA)
         except ConflictError:
             return 0
 
-    learned = await asyncio.gather(*(learn() for _ in range(8)))
+    learned = await asyncio.gather(*(learn(machine) for machine in machines * 2))
     assert sum(learned) == 30
     _assert_each_run_learned_once(learning_database.url, 30)
 
@@ -311,7 +311,7 @@ async def test_a_failed_attempt_is_made_again_later_and_later(
     assert value(learning_database.url, "SELECT scheduled_at > now() FROM agent_queue.procrastinate_jobs")
     (event,) = _named(heard, "learning_attempt_failed")
     assert event.facts["user_id"] == ADA.user_id
-    assert event.facts["next_in_seconds"] == 10
+    assert 10 <= event.facts["next_in_seconds"] <= 15
     assert _waiting(learning_database.url) == 1
 
 
@@ -328,7 +328,8 @@ async def test_a_model_that_fails_for_good_leaves_the_runs_waiting_and_says_so(
         await _until(lambda: _named(heard, "learning_failed"))
         await _until(lambda: [status for status, _ in _jobs(learning_database.url)] in ([], ["failed"]))
     delays = [event.facts["next_in_seconds"] for event in _named(heard, "learning_attempt_failed")]
-    assert delays == [0.01 * 2**number for number in range(5)]
+    assert len(delays) == 5
+    assert all(0.01 * 2**n <= delay <= 0.015 * 2**n for n, delay in enumerate(delays))
     (failed,) = _named(heard, "learning_failed")
     assert failed.facts["attempts"] == 6
     assert failed.facts["session_id"] == "s1"

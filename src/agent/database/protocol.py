@@ -59,9 +59,9 @@ class Database(ABC):
     async def _close(self) -> None:
         """`close` in the portal."""
 
-    @abstractmethod
     def secret(self) -> str | None:
-        """What all servers of this database know and no client does, to seal with; `None` before it is known."""
+        """What all servers of this database know and no client does, to seal with; `None` where it is not known."""
+        return None
 
     async def get_learning(self, memory_id: str, *, identity: Identity) -> dict[str, Any] | None:
         """One memory with its versions and evidence, or `None` where this identity has none of that id."""
@@ -180,6 +180,7 @@ CASTS: dict[str, LiteralString] = dict.fromkeys(JSON_ARGUMENTS, "::jsonb") | {
     "the_memory_ids": "::uuid[]",
     "run_ids": "::text[]",
     "stores": "::text[]",
+    "the_queues": "::text[]",
 }
 
 _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import os
 import weakref
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -250,7 +251,8 @@ _shared: weakref.WeakValueDictionary[tuple[Any, ...], InProcessWorker] = weakref
 
 def shared_worker(machine: LearningMachine, learns_like: tuple[Any, ...]) -> InProcessWorker:
     """The worker of this process for machines on one database and queue that learn alike."""
-    key = (id(machine.database), machine.queue, machine.settings, *learns_like)
+    # A forked child has workers of its own.
+    key = (os.getpid(), id(machine.database), machine.queue, machine.settings, *learns_like)
     worker = _shared.get(key)
     if worker is None:
         worker = _shared[key] = InProcessWorker(machine)

@@ -124,6 +124,9 @@ class LearningMachine:
         self._embedder_lock = asyncio.Lock()
         self._worker = shared_worker(self, (_sameness(self._model_named), _sameness(self._embeddings_named)))
         self.in_use = False
+        self._learning_locks: weakref.WeakValueDictionary[tuple[str, str | None], asyncio.Lock] = (
+            weakref.WeakValueDictionary()
+        )
         self._recording: set[concurrent.futures.Future[bool]] = set()
 
     # What an agent gets
@@ -264,6 +267,15 @@ class LearningMachine:
             ConflictError: others wrote without a pause meanwhile; likewise.
             DatabaseUnavailable: likewise.
         """
+        return await portal().run(self._learn_in_turn(identity))
+
+    async def _learn_in_turn(self, identity: Identity) -> int:
+        lock = self._learning_locks.setdefault((identity.tenant_id, identity.user_id), asyncio.Lock())
+        # Sessions of one user would only meet in conflicts, each after a model call; other processes still may.
+        async with lock:
+            return await self._learn_session(identity)
+
+    async def _learn_session(self, identity: Identity) -> int:
         learned = 0
         generation = self._worker.generation(identity)
         while True:

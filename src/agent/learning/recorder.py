@@ -8,7 +8,7 @@ from typing import Any
 
 from agent.database.protocol import Database
 from agent.database.supabase import SupabaseDatabase
-from agent.errors import DatabaseUnavailable, LearningError, MigrationError, OperatorError
+from agent.errors import ConfigurationError, DatabaseUnavailable, LearningError, MigrationError, OperatorError
 from agent.events import emit
 from agent.identity import Identity
 from agent.learning.embedding import Embedder
@@ -139,7 +139,7 @@ class Recorder:
                     )
                 except (DatabaseUnavailable, MigrationError):
                     break  # none of them can go now
-                except OperatorError as error:  # a key or a grant: the operator mends it, the run waits
+                except (OperatorError, ConfigurationError) as error:  # a key, a grant, an address: the operator mends it, the run waits
                     emit("spooled_run_delivery_failed", run_id=spooled.run.get("run_id"), reason=str(error))
                     continue
                 except LearningError as error:
