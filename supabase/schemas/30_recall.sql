@@ -91,11 +91,15 @@ BEGIN
                           THEN 0.3::double precision ELSE 0 END AS points,
                c.memory_number
         FROM candidates c
-        JOIN public.agent_memory m ON m.memory_number = c.memory_number
-        WHERE m.tenant_id = tenant AND m.scope = 'user' AND m.owner_id = person
-          AND m.superseded_at IS NULL AND m.trust <> 'external'
-          AND (m.valid_to IS NULL OR m.valid_to > now())
-          AND (m.session_id IS NULL OR m.session_id <> coalesce(session_now, ''))
+        CROSS JOIN LATERAL (
+            SELECT * FROM public.agent_memory x
+            WHERE x.memory_number = c.memory_number
+              AND x.tenant_id = tenant AND x.scope = 'user' AND x.owner_id = person
+              AND x.superseded_at IS NULL AND x.trust <> 'external'
+              AND (x.valid_to IS NULL OR x.valid_to > now())
+              AND (x.session_id IS NULL OR x.session_id <> coalesce(session_now, ''))
+            LIMIT 1  -- a look-up per candidate, whatever the planner believes of tables that nobody has analyzed yet
+        ) AS m
         ORDER BY points DESC, c.memory_number DESC
         LIMIT least(memory_limit, 200)
     )

@@ -241,7 +241,7 @@ def refusal(function: str, sqlstate: str | None, message: str) -> LearningError:
         case "42883" | "42P01" | "3F000" | "PGRST202" | "PGRST205":
             return MigrationError(
                 f"the database has no function {function} of this version, or not all of it ({message}); run "
-                "`agent migrate` against it"
+                "`agent migrate` against it, and if that changes nothing, `agent doctor`"
             )
         case "42703" | "42704":
             return MigrationError(

@@ -139,7 +139,8 @@ class Recorder:
                     )
                 except (DatabaseUnavailable, MigrationError):
                     break  # none of them can go now
-                except (OperatorError, ConfigurationError) as error:  # a key, a grant, an address: the operator mends it, the run waits
+                except (OperatorError, ConfigurationError) as error:
+                    # A key, a grant, an address: the operator mends it, the run waits.
                     emit("spooled_run_delivery_failed", run_id=spooled.run.get("run_id"), reason=str(error))
                     continue
                 except LearningError as error:
