@@ -77,7 +77,9 @@ def test_fifty_kills_lose_no_run_and_double_none(learning_database: ThrowawayDat
     url = learning_database.url
     # Forked from a process that has read the code already: fifty starts cost little, and none shares a connection.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["agent.jobs", "agent.learning.machine", "agent.database.postgres", __name__])
+    context.set_forkserver_preload(
+        ["agent.jobs", "agent.learning.machine", "agent.database.postgres", __name__]
+    )
 
     def start() -> Any:
         process = context.Process(target=_work, args=(settings, url), daemon=True)
@@ -102,7 +104,9 @@ def test_fifty_kills_lose_no_run_and_double_none(learning_database: ThrowawayDat
         recording.stop()
         deadline = time.monotonic() + 90
         while _waiting(url) or value(url, "SELECT count(*) FROM agent_queue.procrastinate_jobs"):
-            assert time.monotonic() < deadline, rows(url, "SELECT status, args FROM agent_queue.procrastinate_jobs")
+            assert time.monotonic() < deadline, rows(
+                url, "SELECT status, args FROM agent_queue.procrastinate_jobs"
+            )
             time.sleep(0.2)
     finally:
         recording.stop()

@@ -83,7 +83,9 @@ def recounted_scopes(url: str) -> dict[tuple[str, str], tuple[int, int]]:
 
 def counted_scopes(url: str) -> dict[tuple[str, str], tuple[int, int]]:
     """The same as the counters say; owners without a searchable memory are left out."""
-    found = rows(url, "SELECT tenant_id, owner_id, memory_count, word_count FROM agent_scope WHERE scope = 'user'")
+    found = rows(
+        url, "SELECT tenant_id, owner_id, memory_count, word_count FROM agent_scope WHERE scope = 'user'"
+    )
     return {(tenant, user): (memories, words) for tenant, user, memories, words in found if memories or words}
 
 

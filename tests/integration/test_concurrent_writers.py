@@ -41,7 +41,9 @@ async def machine(learning_database: ThrowawayDatabase) -> AsyncIterator[Learnin
 
 def _assert_nothing_lost(url: str, contents: Sequence[str], user_id: str | None = ADA.user_id) -> None:
     found = rows(
-        url, "SELECT content, version FROM agent_memory WHERE owner_id = %s AND superseded_at IS NULL", user_id
+        url,
+        "SELECT content, version FROM agent_memory WHERE owner_id = %s AND superseded_at IS NULL",
+        user_id,
     )
     assert sorted(content for content, _ in found) == sorted(contents)
     assert {version for _, version in found} == {1}
@@ -188,7 +190,9 @@ def _asked(number: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 @pytest.mark.parametrize("crowd", CROWDS)
-async def test_agents_that_save_at_once_lose_nothing(learning_database: ThrowawayDatabase, crowd: int) -> None:
+async def test_agents_that_save_at_once_lose_nothing(
+    learning_database: ThrowawayDatabase, crowd: int
+) -> None:
     machine = LearningMachine(
         user_memory=UserMemoryConfig(mode=LearningMode.AGENTIC), settings=learning_database.settings
     )
@@ -198,7 +202,9 @@ async def test_agents_that_save_at_once_lose_nothing(learning_database: Throwawa
     _assert_nothing_lost(learning_database.url, [f"Caller {number} likes tea" for number in range(crowd)])
     assert value(learning_database.url, "SELECT count(*) FROM agent_run WHERE status = 'completed'") == crowd
     assert value(learning_database.url, "SELECT count(*) FROM agent_queue.procrastinate_jobs") == crowd
-    query = "SELECT count(DISTINCT r.run_id) FROM agent_memory_evidence e JOIN agent_run r ON r.run_id = e.run_id"
+    query = (
+        "SELECT count(DISTINCT r.run_id) FROM agent_memory_evidence e JOIN agent_run r ON r.run_id = e.run_id"
+    )
     assert value(learning_database.url, query) == crowd, "each is evidence of its own run"
     await machine.aclose()
 
@@ -246,7 +252,9 @@ async def test_a_field_that_all_set_has_one_answer_and_every_version(
 ) -> None:
     receipts = await asyncio.gather(
         *(
-            machine.upsert_learning(identity=ADA, store="user_profile", field="name", content=f"Name {number}")
+            machine.upsert_learning(
+                identity=ADA, store="user_profile", field="name", content=f"Name {number}"
+            )
             for number in range(crowd)
         )
     )
@@ -333,7 +341,10 @@ async def test_a_session_that_is_recorded_from_all_sides_is_ordered_once(
     machine: LearningMachine, learning_database: ThrowawayDatabase
 ) -> None:
     await asyncio.gather(
-        *(machine.database.call("record_run", ADA, run=a_run(f"Fact {n}", quiet_seconds=60)) for n in range(200))
+        *(
+            machine.database.call("record_run", ADA, run=a_run(f"Fact {n}", quiet_seconds=60))
+            for n in range(200)
+        )
     )
     assert value(learning_database.url, "SELECT count(*) FROM agent_run") == 200
     assert value(learning_database.url, "SELECT count(*) FROM agent_queue.procrastinate_jobs") == 1
@@ -343,7 +354,8 @@ async def test_importers_and_recorders_of_the_same_sessions_do_not_deadlock(
     machine: LearningMachine, learning_database: ThrowawayDatabase
 ) -> None:
     shared = [
-        a_run(f"Shared {n}", run_id=f"shared-{n}", session_id=f"s{n % 7}", quiet_seconds=60) for n in range(20)
+        a_run(f"Shared {n}", run_id=f"shared-{n}", session_id=f"s{n % 7}", quiet_seconds=60)
+        for n in range(20)
     ]
 
     async def bring(number: int) -> dict[str, int]:

@@ -31,7 +31,6 @@ _BRIDGES = {
     "reorder_learning",
     "rescue_jobs",
     "retry_failed_jobs",
-    "retry_failed_jobs",
 }
 # Expressions over pgvector, read once, when they are made, and put in the place of their call.
 _INLINED = {"as_vector", "vector_dimensions", "vector_distance"}

@@ -103,7 +103,9 @@ async def _record(machine: LearningMachine, run: dict[str, Any], identity: Ident
 
 
 def _waiting(url: str) -> int:
-    found: int = value(url, "SELECT count(*) FROM agent_run WHERE learned_at IS NULL AND status = 'completed'")
+    found: int = value(
+        url, "SELECT count(*) FROM agent_run WHERE learned_at IS NULL AND status = 'completed'"
+    )
     return found
 
 
@@ -145,7 +147,9 @@ async def test_the_runs_of_a_busy_session_are_one_job_that_moves_and_are_learned
     assert len(due) == 5, "one job after each run"
     assert due == sorted(due)
     assert len(set(due)) == 5, "each run pushes it on"
-    assert value(learning_database.url, "SELECT min(scheduled_at) > now() FROM agent_queue.procrastinate_jobs")
+    assert value(
+        learning_database.url, "SELECT min(scheduled_at) > now() FROM agent_queue.procrastinate_jobs"
+    )
 
     await _record(machine, a_run("Elsewhere", run_id="e1"), ADA.with_(session_id="s2"))
     assert len(_jobs(learning_database.url)) == 2
@@ -254,7 +258,9 @@ async def test_many_workers_never_learn_one_run_twice(
 async def test_learning_one_session_many_times_at_once_learns_each_run_once(
     make: MakeMachine, learning_database: ThrowawayDatabase
 ) -> None:
-    machines = [make({"quiet_period": NEVER}) for _ in range(4)]  # each has a lock of its own, as processes have
+    machines = [
+        make({"quiet_period": NEVER}) for _ in range(4)
+    ]  # each has a lock of its own, as processes have
     for number in range(30):
         await _record(machines[0], a_run(f"Fact {number}"))
 
@@ -534,7 +540,9 @@ async def database_away(database: ThrowawayDatabase) -> AsyncIterator[None]:
     """Nobody can connect, and whoever was connected is no more."""
     elsewhere = database.url.replace(f"/{database.name}?", "/postgres?")
     rows(elsewhere, f"ALTER DATABASE {database.name} ALLOW_CONNECTIONS false")
-    rows(elsewhere, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", database.name)
+    rows(
+        elsewhere, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", database.name
+    )
     try:
         yield
     finally:
@@ -667,7 +675,9 @@ print(agent.invoke({"messages": [("user", sys.argv[2])]}, config)["messages"][-1
 """
 
 
-def _run_script(database: ThrowawayDatabase, folder: Path, *arguments: str, script: str = _SCRIPT, **more: str) -> str:
+def _run_script(
+    database: ThrowawayDatabase, folder: Path, *arguments: str, script: str = _SCRIPT, **more: str
+) -> str:
     """Run a program to its end, as a user would; returns what it printed."""
     environment = {
         "PATH": os.environ["PATH"],

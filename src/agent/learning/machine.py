@@ -562,6 +562,8 @@ class LearningMachine:
     async def close_in_portal(self) -> None:
         """`aclose` for code that runs in the portal already."""
         await self.recorded_all()
+        if self._recorder is not None:
+            await self._recorder.settled()
         self.in_use = False
         await self._worker.left_by(self)
         if not any(machine.database is self.database and machine.in_use for machine in living_machines()):

@@ -43,6 +43,8 @@ class Recorder:
         self._queue = queue
         self._embedder = embedder
         self._delivered = delivered
+        self._something_waits = True
+        self._delivery: asyncio.Task[None] | None = None
         self._delivering = asyncio.Lock()
         self.spool = Spool(settings.data_dir / "spool")
 
@@ -95,8 +97,23 @@ class Recorder:
                 await self._database.call("record_run", identity, run=run)
         except Exception as error:  # noqa: BLE001 - whatever goes wrong in recording, the answer is given
             await self._keep(identity, run, error)
+            self._something_waits = True
             return False
+        if self._something_waits:  # the database takes runs again, or this process has not looked yet
+            self._something_waits = False
+            self._delivery = asyncio.create_task(self._deliver_beside())
         return True
+
+    async def settled(self) -> None:
+        """Wait for a delivery that is under way."""
+        if self._delivery is not None:
+            await self._delivery
+
+    async def _deliver_beside(self) -> None:
+        try:
+            await self.deliver_spooled()
+        except Exception as error:  # noqa: BLE001 - the owner of this task is nobody's caller: it must be heard
+            emit("spooled_run_delivery_failed", run_id=None, reason=type(error).__name__)
 
     async def _keep(self, identity: Identity, run: dict[str, Any], error: Exception) -> None:
         facts = {
