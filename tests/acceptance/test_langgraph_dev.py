@@ -58,7 +58,8 @@ def dev_server(data_dir: Path) -> Iterator[DevServer]:
     port = _free_port()
     log = data_dir / "server.log"
     environment = os.environ | {"LANGGRAPH_CLI_NO_ANALYTICS": "1", "LANGGRAPH_NO_VERSION_CHECK": "1"}
-    command = [Path(sys.executable).with_name("langgraph"), "dev", "--no-browser", "--no-reload", "--port", str(port)]
+    program = str(Path(sys.executable).with_name("langgraph"))
+    command = [program, "dev", "--no-browser", "--no-reload", "--port", str(port)]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=project, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True

@@ -233,7 +233,7 @@ def test_states_that_are_models_or_dataclasses_work(
         assert isinstance(state, schema)
         return {"messages": [AIMessage("ok")], "colour": "red"}
 
-    builder = StateGraph(schema)
+    builder: StateGraph[Any, Any, Any, Any] = StateGraph(schema)
     builder.add_node("reply", reply)
     builder.add_edge(START, "reply")
     result = call(colour, with_learning(builder, machine), said("hello"), as_user("ada", "1"))
@@ -269,15 +269,16 @@ def test_streaming_shows_the_steps_and_tokens_of_inner_agents(machine: LearningM
         if mode == "updates":
             steps += part
         else:
-            tokens += part[0].text
+            tokens += str(part[0].text)  # type: ignore[union-attr]
     assert steps == ["load_knowledge", "intake", "model", "billing", "execute", "learn"]
     assert "You do billing." in tokens
 
 
 def test_what_cannot_be_wrapped_is_refused(machine: LearningMachine) -> None:
     with pytest.raises(ConfigurationError, match="must be a StateGraph"):
-        with_learning("graph", machine)
-    root = StateGraph(Annotated[list[Any], operator.add])  # type: ignore[type-var]
+        with_learning("graph", machine)  # type: ignore[arg-type]
+    single_value: Any = Annotated[list[Any], operator.add]
+    root: StateGraph[Any, Any, Any, Any] = StateGraph(single_value)
     root.add_node("same", lambda state: [])
     root.add_edge(START, "same")
     with pytest.raises(ConfigurationError, match="single value"):

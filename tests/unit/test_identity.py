@@ -380,6 +380,6 @@ async def test_storage_operations_refuse_nobody() -> None:
 
 def test_a_machine_refuses_what_it_does_not_know() -> None:
     with pytest.raises(TypeError, match="user_profil"):
-        LearningMachine(user_profil=True)  # type: ignore[call-arg]
+        LearningMachine(user_profil=True)
     with pytest.raises(ConfigurationError, match="user_profile='yes'"):
         LearningMachine(user_profile="yes")  # type: ignore[arg-type]
