@@ -59,8 +59,9 @@ def with_learning(
 ) -> CompiledStateGraph[Any, Any, Any, Any]:
     """The graph as node `execute` between `load_knowledge` and `learn`, with the same input, output and state.
 
-    Agents inside see what is known as a leading system message, which never reaches the state; nodes that make their
-    own messages read `current_knowledge()`. A graph without messages is learned from the texts in its state.
+    Agents inside see what is known as a leading system message, which is in neither the result nor the history of a
+    thread; nodes that make their own messages read `current_knowledge()`. A graph without messages is learned from the
+    texts in its state.
 
     Args:
         graph: a `StateGraph`, compiled or not. Checkpointer and store of a compiled one are taken over.

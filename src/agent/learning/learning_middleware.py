@@ -110,8 +110,10 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any]:
-        response = handler(self._informed(request))
-        self._saw(request.state, response)
+        run = self._run(request.state)
+        trace = self._trace(run, request.state)
+        response = handler(_informed(request, run))
+        _saw(trace, response)
         return response
 
     async def awrap_model_call(
@@ -119,22 +121,11 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ModelResponse[Any]:
-        response = await handler(self._informed(request))
-        self._saw(request.state, response)
-        return response
-
-    def _informed(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
-        """The request with what is known as the last block of its system message, after all that may be cached."""
         run = self._run(request.state)
-        if run is None:
-            return request
-        self._trace(request.state)
-        if not run.knowledge:
-            return request
-        blocks = list(request.system_message.content_blocks) if request.system_message else []
-        lead = "\n\n" if blocks else ""
-        blocks.append({"type": "text", "text": lead + run.knowledge})
-        return request.override(system_message=SystemMessage(content_blocks=blocks))
+        trace = self._trace(run, request.state)
+        response = await handler(_informed(request, run))
+        _saw(trace, response)
+        return response
 
     def wrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolMessage | Command[Any]]
@@ -142,9 +133,10 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
         run = self._run(request.state)
         if run is None:
             return handler(request)
+        trace = self._trace(run, request.state)
         with inside(run):
             result = handler(request)
-        self._saw(request.state, result)
+        _saw(trace, result)
         return result
 
     async def awrap_tool_call(
@@ -155,41 +147,23 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
         run = self._run(request.state)
         if run is None:
             return await handler(request)
+        trace = self._trace(run, request.state)
         with inside(run):
             result = await handler(request)
-        self._saw(request.state, result)
+        _saw(trace, result)
         return result
 
     def _run(self, state: Any) -> OpenRun | None:
         """The run in a state, or `None` for nobody."""
         return OpenRun.from_state(state, self.machine.seal)
 
-    def _own_run(self, state: Any) -> OpenRun | None:
-        """The run in a state if it is this agent's to record."""
-        run = self._run(state)
-        return None if run is None or run.nested else run
-
-    def _trace(self, state: Any) -> Trace | None:
-        """The open trace of this run, opened again where it was resumed in another process."""
-        run = self._own_run(state)
-        if run is None:
+    def _trace(self, run: OpenRun | None, state: Any) -> Trace | None:
+        """The open trace of a run that is this agent's to record, opened again where it was resumed elsewhere."""
+        if run is None or run.nested:
             return None
         trace = open_trace(run, self._ended_early, from_start=False)
         trace.see(messages_of_run(state["messages"], run))
         return trace
-
-    def _saw(self, state: Any, seen: Any) -> None:
-        trace = self._trace(state)
-        if trace is None:
-            return
-        if isinstance(seen, ExtendedModelResponse):
-            seen = seen.model_response
-        if isinstance(seen, ModelResponse):
-            trace.saw_answer(seen.result)
-        elif isinstance(seen, AIMessage):
-            trace.saw_answer([seen])
-        elif isinstance(seen, BaseMessage):
-            trace.see([seen])
 
     # After the run
 
@@ -203,8 +177,8 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
             await asyncio.shield(asyncio.wrap_future(self.machine.record_later(*ended)))
 
     def _ended(self, state: LearningState) -> tuple[Any, dict[str, Any]] | None:
-        run = self._own_run(state)
-        if run is None:
+        run = self._run(state)
+        if run is None or run.nested:
             return None
         present = messages_of_run(state["messages"], run)
         trace = close_trace(run)
@@ -222,3 +196,27 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
     def _ended_early(self, trace: Trace, status: RunStatus, error: BaseException | None) -> None:
         run = run_as_json(trace.run, status, trace.messages.values(), error=error)
         self.machine.record_later(trace.run.identity, run)
+
+
+def _informed(request: ModelRequest[Any], run: OpenRun | None) -> ModelRequest[Any]:
+    """The request with what is known as the last block of its system message."""
+    if run is None or not run.knowledge:
+        return request
+    blocks = list(request.system_message.content_blocks) if request.system_message else []
+    lead = "\n\n" if blocks else ""
+    blocks.append({"type": "text", "text": lead + run.knowledge})
+    return request.override(system_message=SystemMessage(content_blocks=blocks))
+
+
+def _saw(trace: Trace | None, seen: Any) -> None:
+    """Keep what a model or a tool gave."""
+    if trace is None:
+        return
+    if isinstance(seen, ExtendedModelResponse):
+        seen = seen.model_response
+    if isinstance(seen, ModelResponse):
+        trace.saw_answer(seen.result)
+    elif isinstance(seen, AIMessage):
+        trace.saw_answer([seen])
+    elif isinstance(seen, BaseMessage):
+        trace.see([seen])

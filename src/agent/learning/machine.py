@@ -148,6 +148,11 @@ class LearningMachine:
         """The tools of the stores in AGENTIC mode; the middleware adds them by itself."""
         return [tool for store in self.stores for tool in store.tools(self._write_by_tool)]
 
+    @property
+    def _limits(self) -> dict[str, int]:
+        """Greatest number of memories by store."""
+        return {name: limit for store in self.stores for name, limit in store.limits().items()}
+
     # The request path; all of it runs in the portal
 
     @property
@@ -245,12 +250,11 @@ class LearningMachine:
             if identity.run_id
             else []
         )
-        limits = {name: limit for store in self.stores for name, limit in store.limits().items()}
         receipts: list[dict[str, Any]] = await self.database.call(
             "upsert_learnings",
             identity,
             learnings=[learning | {"evidence": evidence} for learning in learnings],
-            limits=limits,
+            limits=self._limits,
         )
         return receipts
 
@@ -313,7 +317,7 @@ class LearningMachine:
             operations=extracted.operations,
             # A user's own words rest on nothing that was known: no write of others can make them wrong.
             expected_version=None if model is None else pending.scope_version,
-            limits={name: limit for store in self.stores for name, limit in store.limits().items()},
+            limits=self._limits,
         )
         for refused in extracted.refused:
             emit("operation_refused", **identity.as_json(), store=refused.store, reason=refused.reason)
@@ -442,11 +446,10 @@ class LearningMachine:
             operation.pop("kind", None)
         more = {"memory_id": memory_id and checked_id(memory_id), "expected_version": expected_version}
         operation |= {name: value for name, value in more.items() if value is not None}
-        limits = {name: limit for one in self.stores for name, limit in one.limits().items()}
         return await self.database.upsert_learning(
             operation | {"evidence": [dict(item) for item in evidence]},
             identity=identity,
-            memory_limit=limits.get(store),
+            memory_limit=self._limits.get(store),
         )
 
     def _check_store(self, name: str | None) -> None:
