@@ -172,7 +172,8 @@ def stop(place: Place, process_id: int) -> None:
         with suppress(ProcessLookupError):
             os.kill(process_id, order)
         deadline = time.monotonic() + seconds
-        while is_our_postgres(process_id, place):
+        # Alive and not ours: a process that is leaving has lost its name a moment before it is gone.
+        while _is_alive(process_id):
             if time.monotonic() > deadline:
                 break
             time.sleep(POLL_SECONDS)
