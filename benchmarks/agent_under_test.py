@@ -134,6 +134,9 @@ class AgentUnderTest(Protocol):
     async def run_learning(self, question: str, session_id: str) -> str:
         """The same with learning; returns when a user would have the answer."""
 
+    async def handed_over(self) -> None:
+        """Wait until what finished runs handed over has arrived, learning not included; nothing where a run waits."""
+
     async def settle(self, *, patience_s: float) -> int | None:
         """Wait for learning that goes on behind the answers; runs left unlearned after `patience_s` seconds.
 

@@ -50,8 +50,8 @@ class LearningAgent:
         self.configuration = (
             "`create_agent(model, middleware=[LearningMiddleware(machine)])` with user profile, user memory and "
             "session context; bare: `create_agent(model)`. One row per memory in Postgres; a run waits for one "
-            "recall before it and one record after it, which does not wait for the disk (the default; "
-            "`LEARNING_DURABLE_RUNS=true` makes it wait). "
+            "recall before it and hands over one record after it, without waiting for its receipt or the disk (the "
+            "default; `LEARNING_DURABLE_RUNS=true` makes it wait for both). "
         ) + (
             "A worker in the same process learns every run at once (quiet period 0), with one model call for the "
             "three stores."
@@ -107,7 +107,11 @@ class LearningAgent:
         """Seconds of every database call since it was last cleared, by function."""
         return self._database.seconds
 
+    async def handed_over(self) -> None:
+        await portal().run(self._machine.recorded_all())
+
     async def settle(self, *, patience_s: float) -> int | None:
+        await self.handed_over()
         if not self.learns_behind:
             return None
         await self._machine.drain(timedelta(seconds=patience_s))

@@ -73,6 +73,7 @@ async def paired(
                     for lane in range(at_once)
                 )
             )
+            await agent.handed_over()
             cpu_s[build] += time.process_time() - cpu_before
     found.added_cpu_s = (cpu_s["learning"] - cpu_s["bare"]) / len(found.bare_s)
     return found

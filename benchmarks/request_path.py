@@ -230,7 +230,9 @@ async def counted(agent: AgentUnderTest, script: ModelScript, meter: StatementMe
     """Model calls and statements of one run; they do not grow with the number of memories."""
     tell(f"{agent.name}: counting calls over {runs} runs")
     found: dict[str, float] = {}
-    await warmed_up(agent, runs=5, at_once=1, label="warm-up-counted")
+    await warmed_up(
+        agent, runs=20, at_once=4, label="warm-up-counted"
+    )  # on all connections that will be used
     for build, run in (("bare", agent.run_bare), ("learning", agent.run_learning)):
         await agent.settle(patience_s=30)
         meter.reset()
@@ -251,6 +253,7 @@ async def our_calls(agent: LearningAgent, *, size: int, runs: int) -> list[Call]
     agent.call_times.clear()
     for number in range(runs):
         await timed(agent.run_learning, number, f"calls-{size}")
+    await agent.handed_over()
     return [
         Call(
             function=function,

@@ -107,6 +107,9 @@ class AgnoAgent:
             )
         return str(output.content)
 
+    async def handed_over(self) -> None:
+        pass  # a run waits for all that it stores itself
+
     async def settle(self, *, patience_s: float) -> int:
         return 0  # a run returns only when its extraction is done
 

@@ -98,6 +98,9 @@ class LangMemAgent:
         )
         return str(output["messages"][-1].text)
 
+    async def handed_over(self) -> None:
+        pass  # a run waits for all that it stores itself
+
     async def settle(self, *, patience_s: float) -> int:
         waiting = [
             asyncio.wrap_future(future) for future in self._middleware.reflections if not future.done()

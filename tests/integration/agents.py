@@ -21,7 +21,9 @@ def machine_on(database: ThrowawayDatabase, **options: Any) -> LearningMachine:
     return LearningMachine(settings=settings, **options)
 
 
-def call(colour: str, graph: Any, given: Any, config: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+def call(
+    colour: str, graph: Any, given: Any, config: dict[str, Any] | None = None, **more: Any
+) -> dict[str, Any]:
     """Invoke a graph by its sync or its async door."""
     if colour == "sync":
         result: dict[str, Any] = graph.invoke(given, config, **more)
@@ -39,9 +41,14 @@ def as_user(user_id: str, thread_id: str) -> Any:
     return {"configurable": {"user_id": user_id, "thread_id": thread_id}}
 
 
+def all_recorded(machine: LearningMachine) -> None:
+    """Wait until every run that this machine was handed is in the database or on disk; answers do not wait for it."""
+    portal().run_sync(machine.recorded_all())
+
+
 def runs_of(machine: LearningMachine) -> list[dict[str, Any]]:
     """The recorded runs, newest first, once all that is under way is recorded."""
-    portal().run_sync(machine.recorded_all())
+    all_recorded(machine)
     found: list[dict[str, Any]] = portal().run_sync(machine.database.call("list_runs", Identity(), wanted={}))
     return found
 

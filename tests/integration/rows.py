@@ -20,6 +20,23 @@ OUR_TABLES = (
     "agent_exposure",
     "agent_outcome",
 )
+# Rows of approvals, executions and tools, which belong to a tenant and not to a user.
+TENANT_TABLES = (
+    "approval_batch",
+    "human_approval_queue",
+    "approval_vote",
+    "approval_event",
+    "agent_chain",
+    "approval_delivery",
+    "approval_seen",
+    "approval_rule",
+    "approval_continuation",
+    "agent_execution_log",
+    "agent_execution_details",
+    "agent_execution_budget",
+    "agent_execution_halt",
+    "agent_tool",
+)
 
 
 def rows(url: str, query: str, *values: Any) -> list[tuple[Any, ...]]:

@@ -33,6 +33,7 @@ from agent.errors import (
     OperatorError,
 )
 from agent.events import Event
+from agent.portal import portal
 from agent.settings import Settings, WorkerMode
 from agent.testing import ScriptedChat
 from agent.testing.throwaway import ThrowawayDatabase, throwaway_database
@@ -340,10 +341,12 @@ def settings_for(url: str, folder: Path, **changes: Any) -> Settings:
 
 
 async def answer_of(machine: LearningMachine, *, is_async: bool) -> str:
+    """What the agent answers, once its run is recorded or kept."""
     agent: Any = create_agent(ScriptedChat(script=["Hello, Ada."]), [], middleware=[machine.middleware()])
     config = {"configurable": {"thread_id": "t1", "user_id": ADA.user_id}}
     given = {"messages": [("user", "I have a cat")]}
     state = await agent.ainvoke(given, config) if is_async else agent.invoke(given, config)
+    await portal().run(machine.recorded_all())
     said: str = state["messages"][-1].text
     return said
 

@@ -25,6 +25,7 @@ from agent.portal import portal
 from agent.settings import Settings, WorkerMode
 from agent.testing import ScriptedChat, tool_call
 from agent.testing.throwaway import ThrowawayDatabase
+from tests.integration.agents import all_recorded
 from tests.integration.rows import a_run, counted_scopes, memory, recounted_scopes, rows, value
 
 ADA = Identity(user_id="ada@example.com", session_id="s1")
@@ -198,6 +199,7 @@ async def test_agents_that_save_at_once_lose_nothing(
     )
     agent = _saving_agent(machine)
     answers = await asyncio.gather(*(agent.ainvoke(*_asked(number)) for number in range(crowd)))
+    await portal().run(machine.recorded_all())
     assert all("Saved (memory " in answer["messages"][-1].text for answer in answers)
     _assert_nothing_lost(learning_database.url, [f"Caller {number} likes tea" for number in range(crowd)])
     assert value(learning_database.url, "SELECT count(*) FROM agent_run WHERE status = 'completed'") == crowd
@@ -216,6 +218,7 @@ def test_agents_in_threads_that_save_at_once_lose_nothing(learning_database: Thr
     agent = _saving_agent(machine)
     with ThreadPoolExecutor(20) as threads:
         answers = list(threads.map(lambda number: agent.invoke(*_asked(number)), range(40)))
+    all_recorded(machine)
     assert all("Saved (memory " in answer["messages"][-1].text for answer in answers)
     _assert_nothing_lost(learning_database.url, [f"Caller {number} likes tea" for number in range(40)])
     asyncio.run(machine.aclose())

@@ -356,6 +356,7 @@ async def test_an_assistant_that_recites_its_memory_teaches_nothing_new(lab: Lab
     agent: Any = create_agent(chat, [], middleware=[machine.middleware()])
     config = {"configurable": {"thread_id": "t9", "user_id": ADA.user_id}}
     state = await agent.ainvoke({"messages": [("user", "What do you know?")]}, config)
+    await portal().run(machine.recorded_all())
     assert "Likes tea" in state["messages"][-1].text
     assert await lab.learn(machine, ADA.with_(session_id="t9")) == 1
     assert "Likes tea" not in material(extraction.calls[0]).partition("</known>")[2]

@@ -30,6 +30,7 @@ from agent.testing import ScriptedChat
 from agent.testing.throwaway import ThrowawayDatabase
 from tests.integration.agents import (
     ASYNC_AND_SYNC,
+    all_recorded,
     as_user,
     call,
     machine_on,
@@ -401,6 +402,7 @@ def test_an_answer_of_a_graph_without_messages_is_not_taken_for_the_users_words(
     builder.add_edge(START, "reply")
     graph = with_learning(builder, machine, checkpointer=InMemorySaver())
     call(colour, graph, {"question": "I live in Rome"}, as_user("ada", "1"))
+    all_recorded(machine)  # before the next one
     call(colour, graph, {"question": "I like tea"}, as_user("ada", "1"))
 
     assert machine.drain_sync()
@@ -411,30 +413,3 @@ def test_an_answer_of_a_graph_without_messages_is_not_taken_for_the_users_words(
         "I like tea",
         "The assistant says: aet ekil I",
     ]
-
-
-def test_a_run_that_nobody_waits_for_any_more_is_recorded(
-    machine: LearningMachine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    graphs = {
-        "graph": with_learning(team(), machine),
-        "agent": create_agent(ScriptedChat(script=["ok"]), [], middleware=[LearningMiddleware(machine)]),
-    }
-    original = machine.database.call
-
-    async def slow(function: str, *arguments: Any, **named: Any) -> Any:
-        if function == "record_run":
-            await asyncio.sleep(0.3)
-        return await original(function, *arguments, **named)
-
-    monkeypatch.setattr(machine.database, "call", slow)
-
-    async def give_up(graph: Any, thread: str) -> None:
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(graph.ainvoke(said("hello"), as_user("ada", thread)), 0.25)
-
-    for name, graph in graphs.items():
-        asyncio.run(give_up(graph, name))
-    recorded = {run["session_id"]: run["status"] for run in runs_of(machine)}
-    assert set(recorded) == set(graphs)
-    assert machine.drain_sync()

@@ -39,6 +39,7 @@ from agent.testing import ScriptedChat, tool_call
 from agent.testing.throwaway import ThrowawayDatabase
 from tests.integration.agents import (
     ASYNC_AND_SYNC,
+    all_recorded,
     as_user,
     call,
     machine_on,
@@ -409,6 +410,7 @@ def test_the_agent_answers_while_the_database_is_away_and_the_run_is_kept(
     events: list[Event] = []
     with listening(events.append):
         result = call(colour, agent, said("I live in Haifa"), as_user("ada", "1"))
+        all_recorded(machine)
 
     assert result["messages"][-1].text == "hello"
     assert [event.name for event in events] == ["recall_failed", "run_spooled"]
@@ -475,6 +477,7 @@ def test_two_storage_calls_a_run(
         middleware=[LearningMiddleware(machine)],
     )
     call(colour, agent, said("go"), as_user("ada", "1"))
+    all_recorded(machine)
 
     # What the worker beside it calls is not the run's.
     assert [name for name in called if name in ("recall_context", "record_run", "upsert_learnings")] == [
@@ -591,7 +594,9 @@ def test_an_agent_called_for_another_user_inside_a_tool_knows_that_user_alone(
     @tool
     def ask_for_bob(question: str) -> str:
         """Ask as Bob."""
-        return str(inner.invoke(said(question), as_user("bob", "3"))["messages"][-1].text)
+        answer = inner.invoke(said(question), as_user("bob", "3"))["messages"][-1].text
+        all_recorded(machine)  # before the run around it
+        return str(answer)
 
     outer = create_agent(
         ScriptedChat(script=[tool_call("ask_for_bob", question="Which pet?"), "done"]),

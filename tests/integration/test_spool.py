@@ -123,6 +123,7 @@ async def test_the_agent_answers_while_the_database_is_away(
         if is_async
         else await asyncio.to_thread(agent.invoke, given, config)
     )
+    await portal().run(machine.recorded_all())
 
     assert answer["messages"][-1].text == "Hello!"
     assert "recall_failed" in _names(heard)

@@ -202,6 +202,7 @@ async def test_two_conversations_and_two_users_through_rpc_alone(
     ada, bob = somebody(), somebody()
 
     assert await ask(agent, ada, "I keep bees", is_async=is_async) == "I know nothing."
+    await portal().run(machine.recorded_all())
     assert requests[:2] == [f"{RPC}recall_context", f"{RPC}record_run"]
     await ask(agent, bob, "I keep ants", is_async=is_async)
     assert await machine.drain()
@@ -220,6 +221,7 @@ async def test_a_run_takes_two_calls(make: Make, requests: list[str]) -> None:
     ada = somebody()
     for number in range(3):
         await ask(agent, ada, f"thought {number}")
+        await portal().run(machine.recorded_all())
     assert requests == [f"{RPC}recall_context", f"{RPC}record_run"] * 3
 
 
@@ -453,6 +455,7 @@ async def test_a_token_is_who_one_is_whatever_is_said(make: Make, project: Proje
     assert "Written as Bob" in await ask(agent, bob, "What do you know?", "t2")
     assert await machine.clear_learnings(identity=bob.with_(tenant_id="acme")) == 1
 
+    await portal().run(machine.recorded_all())
     assert await contents(server, bob) == ["Secret of Bob"]
     assert await learn(server, bob) == 0
     assert await learn(server, ada) == 1
@@ -463,6 +466,7 @@ async def test_the_tenant_is_in_the_token(make: Make, project: Project) -> None:
     ada = somebody(tenant_id="acme")
     machine = make(project.lite.access_token(ada.user_id or "", app_metadata={"tenant_id": "acme"}))
     await ask(echoing(machine), Identity(user_id="bob", tenant_id="other"), "I keep bees")
+    await portal().run(machine.recorded_all())
     server = make()
     assert await learn(server, ada) == 1
     assert await contents(server, ada) == ["I keep bees"]
@@ -683,6 +687,7 @@ async def refused(settings: Settings) -> LearningError:
         events: list[Event] = []
         with listening(events.append):
             assert await ask(echoing(machine), Identity(user_id="ada"), "Hello") == "I know nothing."
+            await portal().run(machine.recorded_all())
         assert [event.name for event in events] == ["recall_failed", "run_spooled"]
         assert machine.recorder.spool.count() == 1
     finally:
@@ -886,6 +891,7 @@ async def test_runs_kept_while_it_was_away_are_delivered_and_learned_once(
     with web_server(502, HTML, "text/html") as url:
         away = LearningMachine(settings=at(url, tmp_path))
         await ask(echoing(away), ada, "I keep bees")
+        await portal().run(away.recorded_all())
         assert away.recorder.spool.count() == 1
         await away.aclose()
     back = LearningMachine(settings=project.server_settings(tmp_path, worker=WorkerMode.AUTO))

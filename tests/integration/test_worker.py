@@ -675,11 +675,9 @@ print(agent.invoke({"messages": [("user", sys.argv[2])]}, config)["messages"][-1
 """
 
 
-def _run_script(
-    database: ThrowawayDatabase, folder: Path, *arguments: str, script: str = _SCRIPT, **more: str
-) -> str:
-    """Run a program to its end, as a user would; returns what it printed."""
-    environment = {
+def _environment(database: ThrowawayDatabase, folder: Path, **more: str) -> dict[str, str]:
+    """That of a program, in a folder of its own."""
+    return {
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
         "DATABASE_URL": database.url,
@@ -687,10 +685,16 @@ def _run_script(
         "LEARNING_EXIT_TIMEOUT": "60",
         **more,
     }
+
+
+def _run_script(
+    database: ThrowawayDatabase, folder: Path, *arguments: str, script: str = _SCRIPT, **more: str
+) -> str:
+    """Run a program to its end, as a user would; returns what it printed."""
     ran = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), *arguments],
         cwd=folder,
-        env=environment,
+        env=_environment(database, folder, **more),
         capture_output=True,
         text=True,
         check=False,
@@ -751,6 +755,34 @@ def test_a_program_that_ends_waits_until_its_runs_are_recorded(
         unlock.join()
     assert said == "ends\n"
     assert value(learning_database.url, "SELECT count(*) FROM agent_run") == 1
+
+
+@pytest.mark.parametrize("mode", ["auto", "off"])
+def test_a_program_that_ends_at_once_has_the_run_of_its_last_answer_recorded(
+    learning_database: ThrowawayDatabase, tmp_path: Path, mode: str
+) -> None:
+    environment = _environment(learning_database, tmp_path, LEARNING_WORKER=mode)
+    with psycopg.connect(learning_database.url) as connection:
+        connection.execute("LOCK TABLE agent_run IN EXCLUSIVE MODE")
+        with subprocess.Popen(
+            [sys.executable, "-u", "-c", _SCRIPT, "one", "My parrot is called Polly"],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as program:
+            try:
+                assert program.stdout is not None
+                assert program.stdout.readline() == "I know nothing.\n", "though no run can be recorded now"
+                with pytest.raises(subprocess.TimeoutExpired):
+                    program.wait(2)  # far longer than it takes to leave with nothing to wait for
+                connection.rollback()
+                program.communicate(timeout=100)
+            finally:
+                program.kill()
+    assert program.returncode == 0
+    assert rows(learning_database.url, "SELECT status, user_id FROM agent_run") == [("completed", "ada")]
+    assert list((tmp_path / ".agent").glob("spool/*.json")) == []
 
 
 def test_a_worker_program_leaves_on_request_with_the_job_at_hand_done(

@@ -19,6 +19,7 @@ from agent.errors import CallerError, ConfigurationError, IdentityError
 from agent.identity import Identity
 from agent.learning.machine import LearningMachine
 from agent.learning.run_identity import resolve_identity
+from agent.portal import portal
 from agent.settings import Settings, WorkerMode
 from agent.testing import ScriptedChat
 
@@ -330,10 +331,11 @@ async def test_a_run_of_an_agent_is_for_the_user_of_its_context(
     is_async: bool, schema: Any, context: Any
 ) -> None:
     database = RecordingDatabase()
+    machine = machine_on(database)
     agent: Any = create_agent(
         ScriptedChat(script=["Hello."]),
         [],
-        middleware=[machine_on(database).middleware()],
+        middleware=[machine.middleware()],
         context_schema=schema,
     )
     config = {"configurable": {"thread_id": "t", "user_id": "eve"}}
@@ -342,6 +344,7 @@ async def test_a_run_of_an_agent_is_for_the_user_of_its_context(
         await agent.ainvoke(given, config, context=context)
     else:
         agent.invoke(given, config, context=context)
+    await portal().run(machine.recorded_all())
     assert [function for function, _ in database.calls] == ["recall_context", "record_run"]
     assert {(who.tenant_id, who.user_id, who.session_id) for _, who in database.calls if who} == {
         ("acme", "ada", "t")
@@ -350,10 +353,10 @@ async def test_a_run_of_an_agent_is_for_the_user_of_its_context(
 
 def test_a_run_for_nobody_reads_and_writes_nothing() -> None:
     database = RecordingDatabase()
-    agent: Any = create_agent(
-        ScriptedChat(script=["Hello."]), [], middleware=[machine_on(database).middleware()]
-    )
+    machine = machine_on(database)
+    agent: Any = create_agent(ScriptedChat(script=["Hello."]), [], middleware=[machine.middleware()])
     agent.invoke({"messages": [("user", "Hi")]})
+    portal().run_sync(machine.recorded_all())
     assert database.calls == []
 
 

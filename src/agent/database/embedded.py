@@ -417,7 +417,7 @@ def _initdb(place: Place, *, durable: bool) -> None:
             str(programs / "initdb"), "-D", str(workplace / "cluster"), f"--username={SUPERUSER}",
             "--auth=scram-sha-256", f"--pwfile={password_copy}", "--encoding=UTF8", "--locale=C",
             # The same order of text on every machine, whatever its C library.
-            "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--text-search-config=pg_catalog.english",
+            "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--text-search-config=english",
             "--wal-segsize=4", "--no-instructions",
         ]  # fmt: skip
         if not durable:

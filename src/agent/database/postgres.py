@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,7 +20,7 @@ from agent.database.connection_errors import check_address, explain, plain_addre
 from agent.database.protocol import CASTS, JSON_ARGUMENTS, Database, clean, refusal, to_json
 from agent.errors import DatabaseUnavailable, LearningError
 from agent.identity import Identity
-from agent.portal import forget_in_forked_child
+from agent.portal import forget_in_forked_child, portal
 
 _CONNECT_SECONDS = 5
 _POOLER_PORT = 6543  # Supabase's transaction pooler: a prepared statement would meet another connection
@@ -44,12 +47,14 @@ class PostgresDatabase(Database):
         self._opening: asyncio.Lock | None = None
         self._down_until = 0.0
         self._down_because = ""
-        self._statements: dict[tuple[str, tuple[str, ...]], sql.Composed] = {}
+        self._leave: Callable[[], None] | None = None
+        self._statements: dict[tuple[str, tuple[str, ...]], bytes] = {}
         forget_in_forked_child(self)
 
     def start_anew(self) -> None:
         """In a forked child: the pool is the parent's."""
         self._pool = None
+        self._leave = None
         self._opening = None
         self._down_until = 0.0
 
@@ -99,7 +104,7 @@ class PostgresDatabase(Database):
                     function, error.sqlstate, error.diag.message_primary or type(error).__name__
                 ) from None
 
-    def _statement(self, function: str, names: tuple[str, ...]) -> sql.Composed:
+    def _statement(self, function: str, names: tuple[str, ...]) -> bytes:
         """`SELECT public.f(a => %(a)s)`; made once per function and set of arguments."""
         statement = self._statements.get((function, names))
         if statement is None:
@@ -109,9 +114,10 @@ class PostgresDatabase(Database):
                 )
                 for name in names
             ]
-            statement = sql.SQL("SELECT {}({})").format(
+            whole = sql.SQL("SELECT {}({})").format(
                 sql.Identifier("public", function), sql.SQL(", ").join(parts)
             )
+            statement = whole.as_bytes()
             self._statements[function, names] = statement
         return statement
 
@@ -141,6 +147,9 @@ class PostgresDatabase(Database):
                 )
                 await pool.open()
                 self._pool = pool
+                if self._leave is None:
+                    self._leave = partial(_close_at_exit, weakref.ref(self))
+                    portal().at_exit(self._leave)
         return self._pool
 
     async def _try_connection(self) -> None:
@@ -166,11 +175,21 @@ class PostgresDatabase(Database):
         if failed is not None and self._pool is not failed:
             return
         pool, self._pool = self._pool, None
+        if self._leave is not None:
+            portal().forget(self._leave)
+            self._leave = None
         if pool is not None:
             await pool.close(timeout=1)
 
     async def _close(self) -> None:
         await self._drop_pool()
+
+
+def _close_at_exit(database: weakref.ref[PostgresDatabase]) -> None:
+    """Close the pool of a database that nobody closed, while its loop still runs."""
+    found = database()
+    if found is not None:
+        portal().run_sync(found.close())
 
 
 async def _configure(connection: psycopg.AsyncConnection[Any]) -> None:

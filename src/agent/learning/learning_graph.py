@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import operator
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -272,14 +271,13 @@ class _Steps:
     def learn(self, state: dict[str, Any]) -> dict[str, Any] | None:
         """Record the finished run; a worker learns from it later."""
         if (ended := self._ended(state)) is not None:
-            self.machine.record_later(*ended).result()
+            self.machine.finish(*ended)
         return self._left(state)
 
     async def alearn(self, state: dict[str, Any]) -> dict[str, Any] | None:
         """The async form of `learn`."""
         if (ended := self._ended(state)) is not None:
-            # Shielded: who gives up waiting now must not take the finished run with them.
-            await asyncio.shield(asyncio.wrap_future(self.machine.record_later(*ended)))
+            await self.machine.afinish(*ended)
         return self._left(state)
 
     def _left(self, state: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Annotated, Any, NotRequired
 
@@ -169,12 +168,11 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def after_agent(self, state: LearningState, runtime: Any) -> None:
         if (ended := self._ended(state)) is not None:
-            self.machine.record_later(*ended).result()
+            self.machine.finish(*ended)
 
     async def aafter_agent(self, state: LearningState, runtime: Any) -> None:
         if (ended := self._ended(state)) is not None:
-            # Shielded: who gives up waiting now must not take the finished run with them.
-            await asyncio.shield(asyncio.wrap_future(self.machine.record_later(*ended)))
+            await self.machine.afinish(*ended)
 
     def _ended(self, state: LearningState) -> tuple[Any, dict[str, Any]] | None:
         run = self._run(state)

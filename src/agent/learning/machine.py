@@ -19,14 +19,14 @@ from agent.database.opening import EmbeddedDatabase, open_database
 from agent.database.postgres import PostgresDatabase
 from agent.database.protocol import Database, checked_id, somebody
 from agent.database.supabase import SupabaseDatabase
-from agent.errors import ConfigurationError, ConflictError, IdentityError, InvalidLearning
+from agent.errors import ConfigurationError, IdentityError, InvalidLearning
 from agent.events import emit
 from agent.identity import Identity
 from agent.jobs import DEFAULT_QUEUE
 from agent.learning import models
 from agent.learning.embedding import Embedder
-from agent.learning.extraction import Extracted, Pending, extract, verbatim
 from agent.learning.in_process_worker import shared_worker
+from agent.learning.learner import Learner
 from agent.learning.recorder import Recorder
 from agent.learning.run_identity import resolve_identity
 from agent.learning.run_record import OpenRun
@@ -42,8 +42,8 @@ from agent.stores.user_profile import UserProfileConfig, UserProfileStore
 if TYPE_CHECKING:
     from agent.learning.learning_middleware import LearningMiddleware
 
-_CONFLICT_ATTEMPTS = 5
-_EMBEDDING_BATCH = 64
+_RECORDING_UNWAITED_MAX = 64
+"""Runs of a machine on their way to the database before answers wait: what a killed process could lose."""
 StoreName = Literal["user_profile", "user_memory", "session_context"]
 _STORE_NAMES = get_args(StoreName)
 
@@ -118,15 +118,20 @@ class LearningMachine:
 
     def start_anew(self) -> None:
         """Be as at first use; also in a forked child, where all that is open is the parent's."""
-        self._model: BaseChatModel | None = None
         self._recorder: Recorder | None = None
         self._embedder: Embedder | None = None
         self._embedder_lock = asyncio.Lock()
         self._worker = shared_worker(self, (_sameness(self._model_named), _sameness(self._embeddings_named)))
-        self.in_use = False
-        self._learning_locks: weakref.WeakValueDictionary[tuple[str, str | None], asyncio.Lock] = (
-            weakref.WeakValueDictionary()
+        self._learner = Learner(
+            self.database,
+            self.settings,
+            stores=self.stores,
+            limits=self._limits,
+            model=self._model_named,
+            ready_embedder=self._ready_embedder,
+            worker=self._worker,
         )
+        self.in_use = False
         self._recording: set[concurrent.futures.Future[bool]] = set()
 
     # What an agent gets
@@ -186,8 +191,7 @@ class LearningMachine:
 
     async def recall(self, identity: Identity, question: str) -> Any:
         """See `Recorder.recall`."""
-        if self._embeddings_named is not None and self._embedder is None:
-            await self._ready_embedder()
+        await self._ready_embedder()
         return await self.recorder.recall(identity, question)
 
     async def record(self, identity: Identity, run: dict[str, Any]) -> bool:
@@ -207,12 +211,33 @@ class LearningMachine:
         future.add_done_callback(self._recording.discard)
         return future
 
+    def finish(self, identity: Identity, run: dict[str, Any]) -> None:
+        """`record_later` at the end of a run, whose answer waits for it only where it should: with `durable_runs`, or
+        when the database takes runs more slowly than they come."""
+        recording = self.record_later(identity, run)
+        if self._must_wait:
+            recording.result()
+
+    async def afinish(self, identity: Identity, run: dict[str, Any]) -> None:
+        """The async form of `finish`."""
+        recording = self.record_later(identity, run)
+        if self._must_wait:
+            # Shielded: who gives up waiting now must not take the finished run with them.
+            await asyncio.shield(asyncio.wrap_future(recording))
+
+    @property
+    def _must_wait(self) -> bool:
+        return self.settings.durable_runs or len(self._recording) > _RECORDING_UNWAITED_MAX
+
     async def recorded_all(self) -> None:
         """Wait until everything handed to `record_later` is recorded or spooled."""
         while self._recording:
             await asyncio.gather(*(asyncio.wrap_future(future) for future in list(self._recording)))
 
-    async def _ready_embedder(self) -> None:
+    async def _ready_embedder(self) -> Embedder | None:
+        """The embedder, made at first use; `None` where there is none, or none can be made."""
+        if self._embedder is not None or self._embeddings_named is None:
+            return self._embedder
         async with self._embedder_lock:
             if self._embedder is None and self._embeddings_named is not None:
                 named = self._embeddings_named
@@ -221,11 +246,12 @@ class LearningMachine:
                 except ConfigurationError as error:
                     emit("embedding_failed", model=str(named), reason=str(error))
                     self._embeddings_named = None
-                    return
+                    return None
                 self._embedder = Embedder(
                     made, name=embedder_name(named), timeout=self.settings.embedding_timeout
                 )
                 self._recorder = None
+            return self._embedder
 
     async def _write_by_tool(self, runtime: Any, learnings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Write what an agent's tool says, as evidence of its own call; return the receipts."""
@@ -271,71 +297,7 @@ class LearningMachine:
             ConflictError: others wrote without a pause meanwhile; likewise.
             DatabaseUnavailable: likewise.
         """
-        return await portal().run(self._learn_in_turn(identity))
-
-    async def _learn_in_turn(self, identity: Identity) -> int:
-        lock = self._learning_locks.setdefault((identity.tenant_id, identity.user_id), asyncio.Lock())
-        # Sessions of one user would only meet in conflicts, each after a model call; other processes still may.
-        async with lock:
-            return await self._learn_session(identity)
-
-    async def _learn_session(self, identity: Identity) -> int:
-        learned = 0
-        generation = self._worker.generation(identity)
-        while True:
-            for attempt in range(1, _CONFLICT_ATTEMPTS + 1):
-                try:
-                    extracted = await self._learn_once(identity)
-                    break
-                except ConflictError:
-                    if attempt == _CONFLICT_ATTEMPTS:
-                        raise
-            if extracted is None:
-                break
-            learned += len(extracted.run_ids)
-        if self._embedder is not None or self._embeddings_named is not None:
-            await self.embed_memories(
-                identity
-            )  # where nothing was left to learn too: it may have failed before
-        self._worker.learned(identity, generation)
-        return learned
-
-    async def _learn_once(self, identity: Identity) -> Extracted | None:
-        pending = Pending.from_row(await self.database.call("pending_learning", identity))
-        if not pending.runs:
-            return None
-        model = await self._ready_model()
-        extracted = (
-            verbatim(pending, self.stores, identity)
-            if model is None
-            else await extract(model, pending, self.stores, identity, timeout=self.settings.model_timeout)
-        )
-        applied = await self.database.call(
-            "apply_learning",
-            identity,
-            run_ids=extracted.run_ids,
-            operations=extracted.operations,
-            # A user's own words rest on nothing that was known: no write of others can make them wrong.
-            expected_version=None if model is None else pending.scope_version,
-            limits=self._limits,
-        )
-        for refused in extracted.refused:
-            emit("operation_refused", **identity.as_json(), store=refused.store, reason=refused.reason)
-        emit(
-            "session_learned",
-            **identity.as_json(),
-            runs=len(extracted.run_ids),
-            operations=len(applied["receipts"]),
-            retired_over_limit=applied["retired_over_limit"],
-        )
-        return extracted
-
-    async def _ready_model(self) -> BaseChatModel | None:
-        if self._model_named is None:
-            return None
-        if self._model is None:
-            self._model = await asyncio.to_thread(models.chat_model, self._model_named, self.settings)
-        return self._model
+        return await portal().run(self._learner.learn_session(identity))
 
     async def embed_memories(self, identity: Identity) -> int:
         """Give the memories of a user vectors where they have none of this model, the newest first.
@@ -348,43 +310,7 @@ class LearningMachine:
         Raises:
             ModelError: the embedder failed; what was embedded before is kept.
         """
-        await self._ready_embedder()
-        if self._embedder is None:
-            return 0
-        embedded = 0
-        known_dimensions: dict[str, int] = {}
-        while True:
-            waiting = await self.database.call(
-                "memories_without_embedding",
-                identity,
-                model=self._embedder.name,
-                memory_limit=_EMBEDDING_BATCH,
-                **known_dimensions,
-            )
-            if not waiting:
-                return embedded
-            vectors = await self._embedder.embed_memories(
-                [item["content"] for item in waiting],
-                timeout=self.settings.model_timeout,
-                dimensions=known_dimensions.get("dimensions"),
-            )
-            usable = [vector for vector in vectors if vector is not None]
-            if not usable:
-                return embedded
-            known_dimensions = {"dimensions": usable[0].dimensions}
-            stored: int = await self.database.call(
-                "store_embeddings",
-                identity,
-                model=self._embedder.name,
-                embeddings=[
-                    {"memory_number": item["memory_number"], "embedding": vector.text}
-                    for item, vector in zip(waiting, vectors, strict=True)
-                    if vector is not None
-                ],
-            )
-            embedded += stored
-            if not stored or len(usable) < len(waiting):
-                return embedded  # all of them went meanwhile; or those without would be asked for again
+        return await self._learner.embed_memories(identity)
 
     # The storage operations
 
@@ -510,10 +436,10 @@ class LearningMachine:
         somebody(identity)
 
         async def match() -> list[dict[str, Any]]:
-            await self._ready_embedder()
+            embedder = await self._ready_embedder()
             vector: dict[str, Any] = {}
-            if self._embedder is not None and (embedded := await self._embedder.embed_question(question)):
-                vector = {"question_embedding": embedded, "embedding_model": self._embedder.name}
+            if embedder is not None and (embedded := await embedder.embed_question(question)):
+                vector = {"question_embedding": embedded, "embedding_model": embedder.name}
             found: list[dict[str, Any]] = await self.database.call(
                 "match_memories", identity, question=question, memory_limit=limit, **vector
             )

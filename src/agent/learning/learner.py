@@ -1,0 +1,163 @@
+"""The learning half of a machine: makes memories of recorded runs, each run exactly once, and gives them vectors."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from langchain_core.language_models import BaseChatModel
+
+from agent.database.protocol import Database
+from agent.errors import ConflictError
+from agent.events import emit
+from agent.identity import Identity
+from agent.learning import models
+from agent.learning.embedding import Embedder
+from agent.learning.extraction import Extracted, Pending, extract, verbatim
+from agent.learning.in_process_worker import InProcessWorker
+from agent.settings import Settings
+from agent.stores.base import Store
+
+_CONFLICT_ATTEMPTS = 5
+_EMBEDDING_BATCH = 64
+
+
+class Learner:
+    """Learns what was recorded, for one machine. Runs in the portal.
+
+    Args:
+        database: where runs wait and memories go.
+        settings: of the machine.
+        stores: what is learned.
+        limits: greatest number of memories by store.
+        model: chat model that extracts, as an object or by name, made at first use; `None`: users' own words are
+            learned.
+        ready_embedder: gives the embedder of the machine, made at first use, or `None` where it has none.
+        worker: is told which sessions have nothing left to learn.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        *,
+        stores: Sequence[Store],
+        limits: Mapping[str, int],
+        model: str | BaseChatModel | None,
+        ready_embedder: Callable[[], Awaitable[Embedder | None]],
+        worker: InProcessWorker,
+    ) -> None:
+        self._database = database
+        self._settings = settings
+        self._stores = tuple(stores)
+        self._limits = dict(limits)
+        self._model_named = model
+        self._model: BaseChatModel | None = None
+        self._ready_embedder = ready_embedder
+        self._worker = worker
+        self._locks: weakref.WeakValueDictionary[tuple[str, str | None], asyncio.Lock] = (
+            weakref.WeakValueDictionary()
+        )
+
+    async def learn_session(self, identity: Identity) -> int:
+        """See `LearningMachine.learn_session`."""
+        lock = self._locks.setdefault((identity.tenant_id, identity.user_id), asyncio.Lock())
+        # Sessions of one user would only meet in conflicts, each after a model call; other processes still may.
+        async with lock:
+            return await self._learn_all(identity)
+
+    async def _learn_all(self, identity: Identity) -> int:
+        learned = 0
+        generation = self._worker.generation(identity)
+        while (extracted := await self._learn_against_conflicts(identity)) is not None:
+            learned += len(extracted.run_ids)
+        # Where nothing was left to learn too: it may have failed before.
+        await self.embed_memories(identity)
+        self._worker.learned(identity, generation)
+        return learned
+
+    async def _learn_against_conflicts(self, identity: Identity) -> Extracted | None:
+        for _ in range(_CONFLICT_ATTEMPTS - 1):
+            try:
+                return await self._learn_once(identity)
+            except ConflictError:
+                continue
+        return await self._learn_once(identity)
+
+    async def _learn_once(self, identity: Identity) -> Extracted | None:
+        pending = Pending.from_row(await self._database.call("pending_learning", identity))
+        if not pending.runs:
+            return None
+        model = await self._ready_model()
+        extracted = (
+            verbatim(pending, self._stores, identity)
+            if model is None
+            else await extract(model, pending, self._stores, identity, timeout=self._settings.model_timeout)
+        )
+        applied = await self._database.call(
+            "apply_learning",
+            identity,
+            run_ids=extracted.run_ids,
+            operations=extracted.operations,
+            # A user's own words rest on nothing that was known: no write of others can make them wrong.
+            expected_version=None if model is None else pending.scope_version,
+            limits=self._limits,
+        )
+        for refused in extracted.refused:
+            emit("operation_refused", **identity.as_json(), store=refused.store, reason=refused.reason)
+        emit(
+            "session_learned",
+            **identity.as_json(),
+            runs=len(extracted.run_ids),
+            operations=len(applied["receipts"]),
+            retired_over_limit=applied["retired_over_limit"],
+        )
+        return extracted
+
+    async def _ready_model(self) -> BaseChatModel | None:
+        if self._model_named is None:
+            return None
+        if self._model is None:
+            self._model = await asyncio.to_thread(models.chat_model, self._model_named, self._settings)
+        return self._model
+
+    async def embed_memories(self, identity: Identity) -> int:
+        """See `LearningMachine.embed_memories`."""
+        embedder = await self._ready_embedder()
+        if embedder is None:
+            return 0
+        embedded = 0
+        known_dimensions: dict[str, int] = {}
+        while True:
+            waiting = await self._database.call(
+                "memories_without_embedding",
+                identity,
+                model=embedder.name,
+                memory_limit=_EMBEDDING_BATCH,
+                **known_dimensions,
+            )
+            if not waiting:
+                return embedded
+            vectors = await embedder.embed_memories(
+                [item["content"] for item in waiting],
+                timeout=self._settings.model_timeout,
+                dimensions=known_dimensions.get("dimensions"),
+            )
+            usable = [vector for vector in vectors if vector is not None]
+            if not usable:
+                return embedded
+            known_dimensions = {"dimensions": usable[0].dimensions}
+            stored: int = await self._database.call(
+                "store_embeddings",
+                identity,
+                model=embedder.name,
+                embeddings=[
+                    {"memory_number": item["memory_number"], "embedding": vector.text}
+                    for item, vector in zip(waiting, vectors, strict=True)
+                    if vector is not None
+                ],
+            )
+            embedded += stored
+            if not stored or len(usable) < len(waiting):
+                return embedded  # all of them went meanwhile; or those without would be asked for again
