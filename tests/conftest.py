@@ -24,7 +24,17 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["agent.testing.throwaway"]
 
-_OURS = ("DATABASE_URL", "SUPABASE_", "OPENAI_", "LEARNING_", "LANGSMITH_", "LANGCHAIN_", "PG")
+_OURS = (
+    "DATABASE_URL",
+    "SUPABASE_",
+    "OPENAI_",
+    "LEARNING_",
+    "SLACK_",
+    "TELEGRAM_",
+    "LANGSMITH_",
+    "LANGCHAIN_",
+    "PG",
+)
 
 
 @pytest.fixture(autouse=True)

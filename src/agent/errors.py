@@ -10,7 +10,9 @@
         `IdentityError`          nobody, or a malformed somebody
         `NotFound`               proven absence of the thing named
         `InvalidLearning`        a value that the store's schema refuses
+        `InvalidRequest`         a call of a tool, or a request for approval, that cannot be
     `ConflictError`          nobody: fresh data was written meanwhile, read it and decide again
+    `Refused`                nobody: a recorded decision against it, by policy, database or person
     `ModelError`             the language model or embedder answered with something unusable
 """
 
@@ -55,6 +57,14 @@ class NotFound(CallerError):
 
 class InvalidLearning(CallerError):
     """A value that does not fit the schema of its store."""
+
+
+class InvalidRequest(CallerError):
+    """A call of a tool, or a request for approval, that cannot be: unknown, malformed or out of bounds."""
+
+
+class Refused(LearningError):
+    """A recorded decision against what was asked. Nothing was done; asking again the same way changes nothing."""
 
 
 class ConflictError(LearningError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from datetime import timedelta
 from enum import StrEnum
@@ -75,9 +76,11 @@ class Settings(BaseModel):
     """How long a session must be quiet before it is learned, in seconds (`LEARNING_QUIET_PERIOD`); 0 learns at once.
     A session that never rests is learned after fifteen quiet periods."""
     durable_runs: bool = False
-    """Whether an answer waits until its run is on the database's disk (`LEARNING_DURABLE_RUNS`). If not, a crash of the
-    database server may lose the runs of its last half second, whole and with their orders to learn; a crash of the
-    agent or of a worker loses none either way."""
+    """Whether an answer waits until its run is on the database's disk (`LEARNING_DURABLE_RUNS`). If not, a run is
+    handed over when the answer is given, and two things may lose it, whole and with its order to learn: a kill of this
+    process in the few milliseconds after the answer, before the database has the run, and a crash of the database
+    server in the half second after that. A process that ends in the ordinary way waits for its runs. Where the database
+    is slow, an answer waits as soon as more than 64 runs of its machine are on their way."""
     worker: WorkerMode = WorkerMode.AUTO
     """Who learns: `auto`, `inside` or `off` (`LEARNING_WORKER`)."""
     recall_timeout: timedelta = timedelta(seconds=2)
@@ -92,6 +95,35 @@ class Settings(BaseModel):
     exit_timeout: timedelta = timedelta(seconds=5)
     """How long a leaving process goes on learning what it recorded, in seconds (`LEARNING_EXIT_TIMEOUT`)."""
 
+    policy_file: Path | None = None
+    """TOML file that says who may approve, what tools may do and which tables SQL may touch (`LEARNING_POLICY_FILE`).
+    Unset: `agent-policy.toml` in the working folder where there is one; without one nobody may approve anything."""
+    sql_logins_file: Path | None = None
+    """Private file with the database logins of agents' SQL (`LEARNING_SQL_LOGINS_FILE`), written by
+    `agent migrate --roles`. Unset: `sql_logins.json` in the data folder."""
+    public_url: str | None = None
+    """Address under which people reach this server (`LEARNING_PUBLIC_URL`), for links in approval cards."""
+    supabase_jwt_secret: SecretStr | None = None
+    """Secret of the project's access tokens (`SUPABASE_JWT_SECRET`): reviewers may then decide on the web with one."""
+    slack_bot_token: SecretStr | None = None
+    """Token of the Slack app, `xoxb-…` (`SLACK_BOT_TOKEN`); with the signing secret approvals go to Slack."""
+    slack_signing_secret: SecretStr | None = None
+    """Secret by which Slack signs what it sends (`SLACK_SIGNING_SECRET`)."""
+    slack_app_token: SecretStr | None = None
+    """Token of Socket Mode, `xapp-…` (`SLACK_APP_TOKEN`): answers come over a connection of ours, no public address."""
+    slack_api_url: str = "https://slack.com/api/"
+    """Address of Slack's interface (`SLACK_API_URL`)."""
+    telegram_bot_token: SecretStr | None = None
+    """Token of the Telegram bot (`TELEGRAM_BOT_TOKEN`); with the secret approvals go to Telegram."""
+    telegram_secret: SecretStr | None = None
+    """Secret that Telegram sends with every update (`TELEGRAM_SECRET`)."""
+    telegram_api_url: str = "https://api.telegram.org"
+    """Address of Telegram's interface (`TELEGRAM_API_URL`)."""
+    smtp_url: SecretStr | None = None
+    """Mail server of the tool `send_email`, `smtp://user:password@host:587` or `smtps://…` (`LEARNING_SMTP_URL`)."""
+    mail_from: str | None = None
+    """Sender of mail (`LEARNING_MAIL_FROM`)."""
+
     @field_validator("database_url")
     @classmethod
     def _is_postgres(cls, url: SecretStr | None) -> SecretStr | None:
@@ -103,7 +135,7 @@ class Settings(BaseModel):
             raise ValueError("cannot be read; are [ ] / @ : in the password percent-encoded?") from None
         return url
 
-    @field_validator("supabase_url", "openai_base_url")
+    @field_validator("supabase_url", "openai_base_url", "public_url", "slack_api_url", "telegram_api_url")
     @classmethod
     def _is_web_address(cls, url: str | None) -> str | None:
         if url is None:
@@ -132,10 +164,30 @@ class Settings(BaseModel):
                 raise ValueError(str(error).replace("user_id", "the id", 1)) from None
         return name
 
-    @field_validator("data_dir")
+    @field_validator("data_dir", "policy_file", "sql_logins_file")
     @classmethod
-    def _is_from_home(cls, folder: Path) -> Path:
-        return folder.expanduser()  # no shell has read `.env`
+    def _is_from_home(cls, path: Path | None) -> Path | None:
+        return path.expanduser() if path is not None else None  # no shell has read `.env`
+
+    @field_validator("smtp_url")
+    @classmethod
+    def _is_mail_server(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            try:
+                parts = urlsplit(url.get_secret_value())
+                usable = parts.scheme in ("smtp", "smtps") and bool(parts.hostname) and parts.port != 0
+            except ValueError:  # whose words may show the password
+                usable = False
+            if not usable:
+                raise ValueError("must be an address such as smtp://user:password@host:587")
+        return url
+
+    @field_validator("telegram_secret")
+    @classmethod
+    def _is_telegram_secret(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None and not re.fullmatch(r"[A-Za-z0-9_-]{16,256}", secret.get_secret_value()):
+            raise ValueError("must be 16 to 256 of A-Z a-z 0-9 _ -")
+        return secret
 
     @field_validator("quiet_period", "exit_timeout")
     @classmethod
@@ -214,12 +266,21 @@ _FIELD_OF_VARIABLE = {
     "SUPABASE_ACCESS_TOKEN": "supabase_access_token",
     "OPENAI_API_KEY": "openai_api_key",
     "OPENAI_BASE_URL": "openai_base_url",
+    "SUPABASE_JWT_SECRET": "supabase_jwt_secret",
+    "SLACK_BOT_TOKEN": "slack_bot_token",
+    "SLACK_SIGNING_SECRET": "slack_signing_secret",
+    "SLACK_APP_TOKEN": "slack_app_token",
+    "SLACK_API_URL": "slack_api_url",
+    "TELEGRAM_BOT_TOKEN": "telegram_bot_token",
+    "TELEGRAM_SECRET": "telegram_secret",
+    "TELEGRAM_API_URL": "telegram_api_url",
 } | {
     f"LEARNING_{name.upper()}": name
     for name in (
         "model", "embeddings", "data_dir", "tenant", "default_user", "token_budget", "quiet_period",
         "durable_runs", "worker",
         "recall_timeout", "model_timeout", "embedding_timeout", "stalled_after", "exit_timeout",
+        "policy_file", "sql_logins_file", "public_url", "smtp_url", "mail_from",
     )
 }  # fmt: skip
 _VARIABLE_OF_FIELD = {field: variable for variable, field in reversed(_FIELD_OF_VARIABLE.items())}

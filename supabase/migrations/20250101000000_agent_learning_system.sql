@@ -1,4 +1,4 @@
--- The learning layer, from nothing. Made from supabase/schemas/ by supabase/build_first_migration.sh.
+-- The learning layer, from nothing. Made from supabase/schemas/ by supabase/build_migrations.sh.
 
 -- ---- schemas/00_foundation.sql
 
@@ -1840,6 +1840,8 @@ DECLARE
     words text[];
     memories double precision;
     mean_words double precision;
+    oldest_number double precision;
+    newest_number double precision;
 BEGIN
     SELECT coalesce(array_agg(l.lexeme), '{}') INTO words
     FROM (SELECT x.lexeme FROM agent_private.lexemes(left(question, 4000)) x ORDER BY length(x.lexeme) DESC, x.lexeme LIMIT 32) AS l;
@@ -1850,26 +1852,38 @@ BEGIN
     IF memories IS NULL THEN
         RETURN;
     END IF;
+    SELECT min(m.memory_number), max(m.memory_number) INTO oldest_number, newest_number
+    FROM public.agent_memory m
+    WHERE m.tenant_id = tenant AND m.scope = 'user' AND m.owner_id = person AND m.store = 'user_memory'
+      AND m.superseded_at IS NULL;
     RETURN QUERY
     WITH hits AS (  -- double precision throughout: numeric arithmetic costs ten times as much
-        SELECT h.memory_number, h.occurrences::double precision AS occurrences, h.word_count / mean_words AS length,
-               ln(1 + (greatest(memories, f.estimate) - f.estimate + 0.5::double precision) / (f.estimate + 0.5::double precision)) AS weight
+        SELECT u.memory_number, f.weight * u.saturation AS points
         FROM unnest(words) AS w (lexeme)
-        CROSS JOIN LATERAL (
-            SELECT n.memory_number, n.occurrences, n.word_count, (count(*) OVER ())::double precision AS frequency
-            FROM (SELECT t.memory_number, t.occurrences, t.word_count
+        CROSS JOIN LATERAL (  -- one row per word, so that its weight is computed once and not for every memory
+            SELECT array_agg(n.memory_number) AS numbers,
+                   array_agg(n.occurrences * 2.2::double precision / (n.occurrences + 0.3::double precision
+                             + 0.9::double precision * n.word_count / mean_words)) AS saturations,
+                   count(*)::double precision AS frequency, min(n.memory_number)::double precision AS oldest
+            FROM (SELECT t.memory_number, t.occurrences::double precision AS occurrences, t.word_count
                   FROM public.agent_memory_term t
                   WHERE t.tenant_id = tenant AND t.scope = 'user' AND t.owner_id = person AND t.lexeme = w.lexeme
                   ORDER BY t.memory_number DESC LIMIT 400) AS n
         ) AS h
-        -- A word that fills its list is in more memories than were looked at: taken to be in half of them.
+        -- A word that fills its list is in more memories than were looked at: taken to be as dense in the older ones.
         CROSS JOIN LATERAL (
-            SELECT CASE WHEN h.frequency < 400 THEN h.frequency ELSE greatest(h.frequency, memories / 2) END AS estimate
+            SELECT CASE WHEN h.frequency < 400 THEN h.frequency
+                        ELSE least(memories, h.frequency * greatest(
+                            (newest_number - oldest_number) / greatest(newest_number - h.oldest, 1), 1)) END AS estimate
+            OFFSET 0
+        ) AS e
+        CROSS JOIN LATERAL (
+            SELECT ln(1 + (greatest(memories, e.estimate) - e.estimate + 0.5::double precision) / (e.estimate + 0.5::double precision)) AS weight
+            OFFSET 0
         ) AS f
+        CROSS JOIN LATERAL unnest(h.numbers, h.saturations) AS u (memory_number, saturation)
     ), by_words AS (
-        SELECT h.memory_number,
-               sum(h.weight * h.occurrences * 2.2::double precision
-                   / (h.occurrences + 0.3::double precision + 0.9::double precision * h.length)) AS points
+        SELECT h.memory_number, sum(h.points) AS points
         FROM hits h GROUP BY h.memory_number
         ORDER BY points DESC, h.memory_number DESC LIMIT 100
     ), by_vector AS (
@@ -1888,14 +1902,17 @@ BEGIN
           AND NOT (m.kind = 'conversation' AND agent_private.is_question(m.content))
         ORDER BY m.memory_number DESC LIMIT 50
     ), candidates AS (
-        SELECT c.memory_number,
-               coalesce(w.points / nullif(max(w.points) OVER (), 0), 0) AS word_points,
-               coalesce(greatest(v.points, 0) / nullif(max(v.points) OVER (), 0), 0) AS vector_points,
-               percent_rank() OVER (ORDER BY c.memory_number) AS newness
-        FROM (SELECT b.memory_number FROM by_words b UNION SELECT b.memory_number FROM by_vector b
-              UNION SELECT n.memory_number FROM newest n) AS c
-        LEFT JOIN by_words w ON w.memory_number = c.memory_number
-        LEFT JOIN by_vector v ON v.memory_number = c.memory_number
+        SELECT c.memory_number, c.word_points, c.vector_points, percent_rank() OVER (ORDER BY c.memory_number) AS newness
+        FROM (SELECT f.memory_number, max(f.word_points) AS word_points, max(f.vector_points) AS vector_points
+              FROM (SELECT w.memory_number, coalesce(w.points / nullif((SELECT max(x.points) FROM by_words x), 0), 0) AS word_points,
+                           0::double precision AS vector_points
+                    FROM by_words w
+                    UNION ALL
+                    SELECT v.memory_number, 0, coalesce(greatest(v.points, 0) / nullif((SELECT max(x.points) FROM by_vector x), 0), 0)
+                    FROM by_vector v
+                    UNION ALL
+                    SELECT n.memory_number, 0, 0 FROM newest n) AS f
+              GROUP BY f.memory_number) AS c
     ), best AS MATERIALIZED (  -- before the documents are built: that costs more than the ranking
         SELECT m.memory_id, m.version, m.store, m.kind, m.content, m.trust, m.recorded_at, m.valid_from,
                c.word_points, c.vector_points, c.word_points + c.vector_points + 0.1::double precision * c.newness

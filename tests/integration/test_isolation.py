@@ -23,7 +23,7 @@ from agent.errors import LearningError
 from agent.jobs import queue_app
 from agent.portal import portal
 from agent.testing.throwaway import ThrowawayDatabase
-from tests.integration.rows import OUR_TABLES, a_run, everything_stored, memory, rows
+from tests.integration.rows import OUR_TABLES, TENANT_TABLES, a_run, everything_stored, memory, rows
 from tests.supabase_layout import SupabaseLayout
 
 SOME_ID = str(uuid.UUID(int=7))
@@ -52,12 +52,56 @@ FOR_SERVERS: dict[str, dict[str, Any]] = {
     "erase_user": {},
     "learning_status": {},
     "retry_learning": {"the_queue": "learning", "delay_seconds": 60.0, "attempt": 2},
+    "request_approval": {
+        "request": {
+            "tool": "pay",
+            "arguments": {},
+            "args_hash": "a" * 64,
+            "risk": "WRITE",
+            "approvers": ["eve"],
+        }
+    },
+    "get_approval": {"the_approval_id": SOME_ID},
+    "list_approvals": {},
+    "decide_approvals": {"decisions": [{"approval_id": SOME_ID}]},
+    "close_approval": {"the_approval_id": SOME_ID, "the_state": "cancelled", "closed_by": "eve"},
+    "attach_interrupt": {"batch_id": SOME_ID, "interrupt": {}},
+    "save_standing_rule": {"rule": {}},
+    "list_standing_rules": {},
+    "revoke_standing_rule": {"the_rule_id": SOME_ID, "revoked_by": "eve"},
+    "save_continuation": {"the_approval_id": SOME_ID, "payload": "p", "mac": "m"},
+    "take_continuation": {"the_approval_id": SOME_ID},
+    "claim_approval": {"the_approval_id": SOME_ID, "args_hash": "a" * 64, "claimed_by": "p"},
+    "finish_execution": {"ticket": "t", "entry": {"state": "executed"}},
+    "record_execution": {
+        "entry": {"state": "refused", "decision": "refused", "tool": "pay", "risk": "FORBIDDEN"}
+    },
+    "reserve_execution": {"the_tool": "pay", "limit_key": "pay", "per_hour": 1},
+    "halt_executions": {"halt": {"halted_by": "eve", "reason": "r"}},
+    "resume_executions": {"halt_id": SOME_ID, "resumed_by": "eve"},
+    "list_halts": {},
+    "list_executions": {},
+    "get_execution": {"the_log_id": 1},
+    "verify_executions": {},
+    "save_tool_version": {"tool": {"name": "t", "code": "1", "code_hash": "a" * 64, "author": "eve"}},
+    "approve_tool_version": {"ticket": "t", "tool_name": "t", "version": 1, "code_hash": "a" * 64},
+    "retire_tool": {"tool_name": "t", "version": None, "by": "eve"},
+    "list_tools": {},
+    "get_tool": {"tool_name": "t", "version": None},
 }
 WITHOUT_IDENTITY: dict[str, dict[str, Any]] = {
     "expedite_learning": {"sessions": []},
     "queue_state": {"the_queue": "learning"},
     "rescue_learning": {"stalled_seconds": 30.0},
     "retry_failed_learning": {},
+    "take_deliveries": {"channels": ["slack"], "lease_seconds": 60.0},
+    "delivery_done": {"the_batch_id": SOME_ID, "channel": "slack", "delivered_version": 1, "ref": {}},
+    "delivery_failed": {"the_batch_id": SOME_ID, "channel": "slack", "error": "e"},
+    "take_resumes": {"lease_seconds": 60.0},
+    "resume_done": {"batch_id": SOME_ID},
+    "resume_failed": {"batch_id": SOME_ID, "error": "e"},
+    "remember_delivery": {"channel": "slack", "delivery_key": "k"},
+    "tend_approvals": {"executing_seconds": 60.0},
 }
 ALL = FOR_USERS | FOR_SERVERS | WITHOUT_IDENTITY
 ADA = Identity(user_id="ada", session_id="s1", agent_id="a1")
@@ -95,6 +139,8 @@ def _call(
 _CASTS: dict[str, LiteralString] = {
     "delay_seconds": "::double precision",
     "stalled_seconds": "::double precision",
+    "lease_seconds": "::double precision",
+    "executing_seconds": "::double precision",
 }
 
 
@@ -148,13 +194,15 @@ async def test_every_table_has_forced_row_level_security_and_lets_in_agent_app_a
     }
     # The owner of the bookkeeping reads it without an identity; no policy lets anybody else in.
     assert tables.pop("agent_migration") == (True, False)
-    assert set(tables) == set(OUR_TABLES)
+    # Written by the owner alone; agent_app reads it to tell a login its own tenant.
+    assert tables.pop("sql_login") == (False, False)
+    assert set(tables) == {*OUR_TABLES, *TENANT_TABLES}
     assert set(tables.values()) == {(True, True)}
     policies = rows(
         catalogue,
         "SELECT tablename::text, roles::text[], permissive FROM pg_policies WHERE schemaname = 'public'",
     )
-    assert {table for table, _, _ in policies} == set(OUR_TABLES)
+    assert {table for table, _, _ in policies} == {*OUR_TABLES, *TENANT_TABLES}
     assert all(roles == ["agent_app"] for _, roles, _ in policies)
 
 
@@ -204,7 +252,8 @@ async def test_each_role_may_execute_what_is_meant_for_it_and_nothing_else(catal
         """
         SELECT r.rolname::text, n.nspname::text, p.proname::text
         FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace,
-             (VALUES ('anon'), ('authenticated'), ('service_role'), ('agent_server')) AS r (rolname)
+             (VALUES ('anon'), ('authenticated'), ('service_role'), ('agent_server'), ('agent_sql_writer'))
+             AS r (rolname)
         WHERE n.nspname IN ('public', 'agent_private', 'agent_queue')
           AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
           AND has_function_privilege(r.rolname, p.oid, 'EXECUTE') AND has_schema_privilege(r.rolname, n.oid, 'USAGE')
@@ -218,6 +267,7 @@ async def test_each_role_may_execute_what_is_meant_for_it_and_nothing_else(catal
     assert of("authenticated", "public", "agent_private", "agent_queue") == set(FOR_USERS)
     for role in ("service_role", "agent_server"):
         assert of(role, "public", "agent_private") == set(ALL)
+    assert of("agent_sql_writer", "public", "agent_private", "agent_queue") == {"finish_write"}
 
 
 async def test_agent_app_is_nobody_to_log_in_as_and_is_held_by_row_level_security(catalogue: str) -> None:
@@ -368,6 +418,14 @@ async def test_with_no_identity_every_function_finds_nothing_or_refuses(
         "list_runs": [],
         "get_run": None,
         "list_users": [],
+        "get_approval": None,
+        "list_approvals": [],
+        "list_standing_rules": [],
+        "list_halts": [],
+        "list_executions": [],
+        "get_execution": None,
+        "list_tools": [],
+        "get_tool": None,
     }
     nobodies: list[dict[str, Any] | None] = [
         None,
@@ -829,7 +887,9 @@ async def test_the_identity_does_not_outlive_its_call(
     learning_database: ThrowawayDatabase, is_set_before: bool
 ) -> None:
     with psycopg.connect(learning_database.url) as connection:
-        for function, arguments in ALL.items():
+        existing = _existing(connection)
+        connection.commit()
+        for function, arguments in (existing | ALL | existing).items():  # those first: one of ALL erases
             if is_set_before:
                 for name in _SETTINGS[:4]:
                     connection.execute("SELECT set_config(%s, 'before', true)", (name,))
@@ -844,6 +904,58 @@ async def test_the_identity_does_not_outlive_its_call(
                 assert _settings(connection) == before, f"{function}, after an error"
             connection.commit()
             assert _settings(connection)[:4] == [""] * 4, function
+
+
+def _existing(connection: psycopg.Connection[Any]) -> dict[str, dict[str, Any]]:
+    """Arguments for the functions that raise where the row they name does not exist."""
+
+    def ask(**more: Any) -> dict[str, Any]:
+        request = FOR_SERVERS["request_approval"]["request"] | more
+        found: dict[str, Any] = _call(connection, "request_approval", ADA, request=request)
+        return found
+
+    def ticket(**more: Any) -> str:
+        made = ask(approved_by="policy:1", **more)
+        claimed = _call(
+            connection,
+            "claim_approval",
+            ADA,
+            the_approval_id=made["approval_id"],
+            args_hash="a" * 64,
+            claimed_by="p",
+        )
+        return str(claimed["ticket"])
+
+    code = {"name": "t", "code": "1", "code_hash": "a" * 64, "author": "eve"}
+    _call(connection, "save_tool_version", ADA, tool=code)
+    rule = {
+        "tool": "t",
+        "fingerprint": "f",
+        "tables": [],
+        "max_rows": 1,
+        "made_by": "eve",
+        "expires_at": "2999-01-01",
+    }
+    made = _call(connection, "save_standing_rule", ADA, rule=rule)
+    approval = ask()
+    the_id = approval["approval_id"]
+    return {
+        "close_approval": {"the_approval_id": the_id, "the_state": "cancelled", "closed_by": "eve"},
+        "attach_interrupt": {"batch_id": approval["batch_id"], "interrupt": {}},
+        "save_standing_rule": {"rule": rule},
+        "revoke_standing_rule": {"the_rule_id": made["rule_id"], "revoked_by": "eve"},
+        "save_continuation": {"the_approval_id": the_id, "payload": "p", "mac": "m"},
+        "claim_approval": {"the_approval_id": the_id, "args_hash": "a" * 64, "claimed_by": "p"},
+        "finish_execution": {"ticket": ticket(), "entry": {"state": "executed"}},
+        "approve_tool_version": {
+            "ticket": ticket(
+                kind="tool_version", arguments={"name": "t", "version": 1, "code_hash": "a" * 64}
+            ),
+            "tool_name": "t",
+            "version": 1,
+            "code_hash": "a" * 64,
+        },
+    }
 
 
 def _broken(function: str) -> dict[str, Any]:

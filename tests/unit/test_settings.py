@@ -67,6 +67,19 @@ def test_every_variable_is_read() -> None:
             "LEARNING_STALLED_AFTER": "4",
             "LEARNING_EXIT_TIMEOUT": "0",
             "LEARNING_DURABLE_RUNS": "true",
+            "LEARNING_POLICY_FILE": "/etc/policy.toml",
+            "LEARNING_SQL_LOGINS_FILE": "/etc/logins.json",
+            "LEARNING_PUBLIC_URL": "https://agents.example.com",
+            "SUPABASE_JWT_SECRET": "signs",
+            "SLACK_BOT_TOKEN": "xoxb-1",
+            "SLACK_SIGNING_SECRET": "slack signs",
+            "SLACK_APP_TOKEN": "xapp-1",
+            "SLACK_API_URL": "http://127.0.0.1:2/api/",
+            "TELEGRAM_BOT_TOKEN": "1:a",
+            "TELEGRAM_SECRET": "sixteen_letters_",
+            "TELEGRAM_API_URL": "http://127.0.0.1:3",
+            "LEARNING_SMTP_URL": f"smtps://u:{SECRET}@h:465",
+            "LEARNING_MAIL_FROM": "agent@example.com",
             "PATH": "/bin",
         }
     )
@@ -93,6 +106,19 @@ def test_every_variable_is_read() -> None:
         stalled_after=timedelta(seconds=4),
         exit_timeout=timedelta(0),
         durable_runs=True,
+        policy_file=Path("/etc/policy.toml"),
+        sql_logins_file=Path("/etc/logins.json"),
+        public_url="https://agents.example.com",
+        supabase_jwt_secret=SecretStr("signs"),
+        slack_bot_token=SecretStr("xoxb-1"),
+        slack_signing_secret=SecretStr("slack signs"),
+        slack_app_token=SecretStr("xapp-1"),
+        slack_api_url="http://127.0.0.1:2/api/",
+        telegram_bot_token=SecretStr("1:a"),
+        telegram_secret=SecretStr("sixteen_letters_"),
+        telegram_api_url="http://127.0.0.1:3",
+        smtp_url=SecretStr(f"smtps://u:{SECRET}@h:465"),
+        mail_from="agent@example.com",
     )
 
 
@@ -134,7 +160,7 @@ def test_the_value_of_an_unknown_variable_is_not_shown(unknown: str) -> None:
 
 
 def test_variables_of_others_are_left_alone() -> None:
-    given = {"DATABASE_URL_OLD": "x", "SUPABASE_JWT_SECRET": "x", "OPENAI_ORG_ID": "x", "LEARNINGS": "x"}
+    given = {"DATABASE_URL_OLD": "x", "SUPABASE_DB_PASSWORD": "x", "OPENAI_ORG_ID": "x", "LEARNINGS": "x"}
     assert Settings.from_environment(given) == Settings()
 
 
@@ -233,6 +259,24 @@ def test_a_web_address_with_a_login_is_refused_without_showing_it(variable: str,
         assert "must not hold a user name or a password" in message
 
 
+@pytest.mark.parametrize(
+    "address",
+    [f"http://u:{SECRET}@h", f"smtp://u:{SECRET}@", f"smtp://u:{SECRET}@h:port", f"smtp://{SECRET}@[h"],
+)
+def test_an_address_of_no_mail_server_is_refused_without_its_password(address: str) -> None:
+    message = refusal_of(LEARNING_SMTP_URL=address)
+    assert "LEARNING_SMTP_URL" in message
+    assert "smtp://user:password@host:587" in message
+    assert SECRET not in message
+
+
+@pytest.mark.parametrize("secret", ["fifteen_letters", "sixteen letters ", "x" * 257, "\u00fc" * 16])
+def test_a_secret_that_telegram_would_not_take_is_refused_without_showing_it(secret: str) -> None:
+    message = refusal_of(TELEGRAM_SECRET=secret)
+    assert "TELEGRAM_SECRET: must be 16 to 256 of A-Z a-z 0-9 _ -" in message
+    assert secret not in message
+
+
 def test_settings_given_in_code_are_refused_without_their_secrets() -> None:
     with pytest.raises(ValidationError) as caught:
         Settings.model_validate({"database_url": f"mysql://u:{SECRET}@h", "openai_api_key": [SECRET]})
@@ -254,6 +298,13 @@ def test_no_secret_shows() -> None:
             "SUPABASE_ANON_KEY": SECRET,
             "SUPABASE_ACCESS_TOKEN": SECRET,
             "OPENAI_API_KEY": SECRET,
+            "SUPABASE_JWT_SECRET": SECRET,
+            "SLACK_BOT_TOKEN": SECRET,
+            "SLACK_SIGNING_SECRET": SECRET,
+            "SLACK_APP_TOKEN": SECRET,
+            "TELEGRAM_BOT_TOKEN": SECRET,
+            "TELEGRAM_SECRET": SECRET * 3,
+            "LEARNING_SMTP_URL": f"smtp://u:{SECRET}@h",
         }
     )
     machine = LearningMachine(settings=settings)

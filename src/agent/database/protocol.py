@@ -172,6 +172,14 @@ JSON_ARGUMENTS = frozenset(
         "limits",
         "embeddings",
         "sessions",
+        "request",
+        "decisions",
+        "interrupt",
+        "ref",
+        "rule",
+        "entry",
+        "halt",
+        "tool",
     }
 )
 # Arguments whose type Postgres does not find out from text.
@@ -181,6 +189,16 @@ CASTS: dict[str, LiteralString] = dict.fromkeys(JSON_ARGUMENTS, "::jsonb") | {
     "run_ids": "::text[]",
     "stores": "::text[]",
     "the_queues": "::text[]",
+    "the_approval_id": "::uuid",
+    "the_batch_id": "::uuid",
+    "batch_id": "::uuid",
+    "the_rule_id": "::uuid",
+    "halt_id": "::uuid",
+    "channels": "::text[]",
+    "delivered_version": "::bigint",
+    "the_log_id": "::bigint",
+    "version": "::integer",
+    "per_hour": "::integer",
 }
 
 _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")

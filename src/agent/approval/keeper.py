@@ -1,0 +1,183 @@
+"""What looks after approvals in the background: expires and reminds, keeps messages true, and resumes paused runs.
+
+Any number may run, in any number of processes: what one has taken is leased to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from langgraph.errors import GraphBubbleUp
+
+from agent.approval.human_approval import HumanApprovalQueue
+from agent.approval.records import Approval
+from agent.errors import DatabaseUnavailable
+from agent.events import emit
+from agent.portal import portal
+
+_EVERY_SECONDS: Final = 2.0
+_REST_SECONDS: Final = 5.0
+_LEASE_SECONDS: Final = 60.0
+_WORK_SECONDS: Final = 45.0  # less than the lease: nobody else begins the same meanwhile
+_TOLD_MAX: Final = 300
+
+
+class Channel(Protocol):
+    """Where cards are shown."""
+
+    name: str
+
+    async def post(self, card_of: Sequence[Approval], *, escalated: bool) -> dict[str, Any]:
+        """Post the card of a batch; returns where it is."""
+
+    async def update(self, approvals: Sequence[Approval], ref: Mapping[str, Any]) -> dict[str, Any]:
+        """Make the posted card say what the rows say; returns where it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeOrder:
+    """A paused run whose approvals are all decided."""
+
+    batch_id: str
+    tenant_id: str
+    interrupt: Mapping[str, Any]
+    """`{thread_id, interrupt_id, assistant_id, graph_id, identity}`."""
+    approvals: tuple[Approval, ...]
+
+
+class ApprovalKeeper:
+    """Tends the approvals of a queue until it is stopped. Channels and `resume` are called in the portal.
+
+    Args:
+        queue: whose approvals these are.
+        channels: where cards go; none: people look on the web page or the command line.
+        resume: starts a paused run again; `None`: this process resumes nothing.
+        executing_seconds: what has been executing for longer, because its process died, becomes `unknown`.
+    """
+
+    def __init__(
+        self,
+        queue: HumanApprovalQueue,
+        channels: Sequence[Channel] = (),
+        resume: Callable[[ResumeOrder], Awaitable[None]] | None = None,
+        *,
+        executing_seconds: float = 900.0,
+    ) -> None:
+        self._queue = queue
+        self._channels = {channel.name: channel for channel in channels}
+        self._resume = resume
+        self._executing_seconds = executing_seconds
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to tend; settings and policy are read now.
+
+        Raises:
+            ConfigurationError: settings or policy file are malformed.
+        """
+        _ = (self._queue.settings, self._queue.policy)
+        await portal().run(self._start())
+
+    async def stop(self) -> None:
+        """End. What was being delivered or resumed is taken up by another keeper when its lease is over."""
+        await portal().run(self._stop())
+
+    async def run_once(self) -> None:
+        """Tend, deliver and resume what is due now.
+
+        Raises:
+            DatabaseUnavailable: the database cannot be reached.
+        """
+        await portal().run(self._run_once())
+
+    async def _start(self) -> None:
+        if self._task is None:
+            self._task = asyncio.create_task(self._keep())
+
+    async def _stop(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _keep(self) -> None:
+        is_told = False
+        async with self._queue.notifications.heard() as bell:
+            while True:
+                try:
+                    await self._run_once()
+                    is_told = False
+                    await bell.wait(_EVERY_SECONDS)
+                except Exception as error:  # noqa: BLE001 - without a keeper nothing expires, so it goes on
+                    if not is_told:
+                        emit("keeper_work_failed", reason=_shortly(error), again_in_seconds=_REST_SECONDS)
+                    is_told = True
+                    await asyncio.sleep(_REST_SECONDS)
+
+    async def _run_once(self) -> None:
+        database = self._queue.database
+        await database.call("tend_approvals", executing_seconds=self._executing_seconds)
+        work: list[Awaitable[None]] = []
+        if self._channels:
+            deliveries = await database.call(
+                "take_deliveries", channels=[*self._channels], lease_seconds=_LEASE_SECONDS
+            )
+            work += [self._deliver(delivery) for delivery in deliveries]
+        if self._resume is not None:
+            orders = await database.call("take_resumes", lease_seconds=_LEASE_SECONDS)
+            work += [self._resume_one(order, self._resume) for order in orders]
+        failed = [each for each in await asyncio.gather(*work, return_exceptions=True) if each is not None]
+        if failed:
+            raise failed[0]
+
+    async def _deliver(self, delivery: Mapping[str, Any]) -> None:
+        channel = self._channels[delivery["channel"]]
+        where = {"the_batch_id": delivery["batch_id"], "channel": channel.name}
+        try:
+            approvals = [Approval.from_row(row) for row in delivery["approvals"]]
+            async with asyncio.timeout(_WORK_SECONDS):
+                if delivery["ref"] is None:
+                    ref = await channel.post(approvals, escalated=bool(delivery["escalated"]))
+                else:
+                    ref = await channel.update(approvals, delivery["ref"])
+        except (GraphBubbleUp, DatabaseUnavailable):
+            raise
+        except Exception as error:  # noqa: BLE001 - a channel is foreign code and must not stop the others
+            reason = _shortly(error)
+            emit(
+                "approval_delivery_failed", batch_id=delivery["batch_id"], channel=channel.name, reason=reason
+            )
+            await self._queue.database.call("delivery_failed", **where, error=reason)
+        else:
+            await self._queue.database.call(
+                "delivery_done", **where, delivered_version=delivery["version"], ref=ref
+            )
+
+    async def _resume_one(
+        self, order: Mapping[str, Any], resume: Callable[[ResumeOrder], Awaitable[None]]
+    ) -> None:
+        try:
+            async with asyncio.timeout(_WORK_SECONDS):
+                await resume(
+                    ResumeOrder(
+                        batch_id=order["batch_id"],
+                        tenant_id=order["tenant_id"],
+                        interrupt=order["interrupt"],
+                        approvals=tuple(Approval.from_row(row) for row in order["approvals"]),
+                    )
+                )
+        except GraphBubbleUp:
+            raise
+        except Exception as error:  # noqa: BLE001 - one run that cannot go on must not stop the others
+            reason = _shortly(error)
+            emit("approval_resume_failed", batch_id=order["batch_id"], reason=reason)
+            await self._queue.database.call("resume_failed", batch_id=order["batch_id"], error=reason)
+        else:
+            await self._queue.database.call("resume_done", batch_id=order["batch_id"])
+
+
+def _shortly(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:_TOLD_MAX]
