@@ -15,10 +15,10 @@ export LEARNING_DATA
 PIP := -m pip --disable-pip-version-check --no-input install --quiet --no-warn-script-location
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test check bench docs lock
+.PHONY: help install demo dev test check bench bench-safety docs lock
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 install: $(VENV)/.installed  ## set up .venv from requirements.lock; every other command does it by itself
 
@@ -37,6 +37,9 @@ check: install  ## linter and types
 
 bench: $(BENCH_VENV)/.installed  ## time added to a run, beside other libraries; ARGS=--quick for a short one
 	@$(BENCH_VENV)/bin/python -m benchmarks.request_path $(ARGS)
+
+bench-safety: install  ## what gets past the gates, and what is done without a yes: counts; ARGS=statements for a part
+	@$(BIN)/python -m benchmarks.safety $(ARGS)
 
 docs: install  ## run the code in the documentation
 	@$(BIN)/python -m pytest tests/docs $(ARGS)

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agent.commands.options import EXIT_CODES, JsonOption, settings
+from agent.commands.options import EXIT_CODES, JsonOption, TenantOption, settings
 from agent.commands.output import remark, say, say_json
 
 if TYPE_CHECKING:
     from agent.database.migrations import MigrationState
+    from agent.execution.sql_owner_script import Kind, TenantLogins
     from agent.learning.machine import LearningMachine
 
+KINDS: tuple[Kind, ...] = ("reader", "writer")
 _MIGRATE_EPILOG = (
     "Exit codes: 0 the database is at the level of this package, 1 it is not or cannot be brought there, "
     "2 wrong usage."
@@ -56,28 +58,90 @@ async def postgres_url() -> AsyncIterator[str]:
 
 def migrate(
     check: Annotated[bool, typer.Option("--check", help="Change nothing, only tell.")] = False,
+    roles: Annotated[
+        bool, typer.Option("--roles", help="Also make the logins of agents' SQL what the policy file says.")
+    ] = False,
+    tenant: TenantOption = None,
+    only_print: Annotated[
+        bool,
+        typer.Option(
+            "--print",
+            help="With --roles: change nothing, print what the owner of the tables must run instead.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Bring the database's schema to the level of this package. Again, or from many places at once, does no harm."""
+    if (only_print or tenant is not None) and not roles:
+        raise typer.BadParameter("goes with --roles", param_hint="'--print'" if only_print else "'--tenant'")
+    if roles and check:
+        raise typer.BadParameter(
+            "cannot be with --roles; `agent sql check` tests the logins", param_hint="'--check'"
+        )
+    if only_print:
+        _print_roles(tenant)
+        return
     if check:
         _check(asyncio.run(_read_state(raises=not as_json)), as_json=as_json)
         return
 
-    async def work() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    async def work() -> tuple[tuple[str, ...], tuple[str, ...], TenantLogins | None]:
         from agent.database.migrations import migrate as apply
 
         async with postgres_url() as url:
             report = await apply(url)
-            return report.applied, report.already_there
+            made = await _make_roles(url, tenant) if roles else None
+            return report.applied, report.already_there, made
 
-    applied, already_there = asyncio.run(work())
+    applied, already_there, logins = asyncio.run(work())
+    names = [logins.reader, logins.writer] if logins is not None else []
     if as_json:
-        say_json({"applied": applied, "already_there": already_there})
+        say_json({"applied": applied, "already_there": already_there} | ({"logins": names} if names else {}))
     elif applied:
         for name in applied:
             say(f"applied {name}")
     else:
         say(f"Nothing to do: all {len(already_there)} migrations are there.")
+    if names and not as_json:
+        say(f"logins {', '.join(names)}")
+
+
+async def _make_roles(url: str, tenant: str | None) -> TenantLogins:
+    from agent.approval.policy_file import load_policy
+    from agent.execution.sql_logins import create_logins, logins_file, read_logins
+    from agent.execution.sql_rights import check_rights
+
+    chosen = settings()
+    tenant_id = chosen.tenant if tenant is None else tenant
+    policy = load_policy(chosen.policy_file)
+    file = logins_file(chosen)
+    logins = await create_logins(url, policy, tenant_id, file=file)
+    for kind in KINDS:
+        for right in await check_rights(read_logins(file)[tenant_id][kind], kind, policy, tenant_id):
+            remark(f"{right}: only the provider can take this away, so the gate alone refuses it")
+    return logins
+
+
+def _print_roles(tenant: str | None) -> None:
+    from agent.approval.policy_file import load_policy
+    from agent.errors import ConfigurationError
+    from agent.execution.sql_logins import database_of, keep_addresses, logins_file, read_logins
+    from agent.execution.sql_owner_script import TenantLogins, owner_script
+
+    chosen = settings()
+    if chosen.database_url is None:
+        raise ConfigurationError(
+            "whose database? Set DATABASE_URL to its address: host and database are where the logins will be, the user "
+            "need not be the owner"
+        )
+    url = chosen.database_url.get_secret_value()
+    tenant_id = chosen.tenant if tenant is None else tenant
+    policy = load_policy(chosen.policy_file)
+    file = logins_file(chosen)
+    logins = TenantLogins.make(tenant_id, database_of(url), kept=read_logins(file).get(tenant_id))
+    say(owner_script(policy, logins))
+    keep_addresses(file, url, policy, logins)
+    remark(f"The passwords are in {str(file)!r}; the script holds what the server checks them by.")
 
 
 async def _read_state(*, raises: bool) -> MigrationState:

@@ -1,0 +1,131 @@
+"""What a statement gives: rows as they come from the server, cut to a size, as values that JSON can hold."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import psycopg
+
+Delta = dict[str, dict[str, int]]
+"""Table -> `inserted`, `updated`, `deleted`; only tables of which rows changed."""
+
+RESULT_BYTES_MAX = 1_000_000
+"""Of what the server sends as text; rows beyond are left out and the result says so."""
+
+_CHUNK_ROWS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class SqlResult:
+    """What a statement gave."""
+
+    columns: tuple[str, ...] = ()
+    rows: list[list[Any]] = field(default_factory=list)
+    """Values that JSON can hold. Numbers that would lose digits, and other types, are text as Postgres prints it."""
+    truncated: bool = False
+    """Whether there was more than `rows` holds."""
+    row_count: int = 0
+    """Rows in `rows`, or what the command tag counts where there are none."""
+    result_bytes: int = 0
+    duration_ms: float = 0.0
+    delta: Delta = field(default_factory=dict)
+    """Rows that a write changed, triggers and cascades included."""
+    log_id: str | None = None
+    """Row of the execution log; of writes."""
+
+
+_BOOL = 16
+_INTEGERS = {20, 21, 23, 26}
+_FLOATS = {700, 701}
+_NUMERIC = 1700
+_JSON = {114, 3802}
+
+
+class Collected:
+    """Rows as they come, up to a number of rows and of bytes."""
+
+    def __init__(self, *, rows_max: int) -> None:
+        self._rows_max = rows_max
+        self._columns: tuple[str, ...] = ()
+        self._rows: list[list[Any]] = []
+        self._bytes = 0
+        self._truncated = False
+        self._tag_count = 0
+
+    @property
+    def wants_more(self) -> bool:
+        return not self._truncated
+
+    @property
+    def next_chunk(self) -> int:
+        """One row beyond the limit tells whether there are more. The first rows come by few, for they may be large."""
+        return min(_CHUNK_ROWS if self._rows else 10, self._rows_max - len(self._rows) + 1)
+
+    def add(self, cursor: psycopg.AsyncCursor[Any]) -> bool:
+        """Take in what the server sent; whether there were rows."""
+        result = cursor.pgresult
+        if result is None:
+            return False
+        self._tag_count = max(cursor.rowcount, 0)
+        if result.nfields == 0:
+            return False
+        self._columns = tuple((result.fname(i) or b"").decode() for i in range(result.nfields))
+        types = [result.ftype(i) for i in range(result.nfields)]
+        for number in range(result.ntuples):
+            values = [result.get_value(number, i) for i in range(result.nfields)]
+            size = sum(len(value) for value in values if value is not None)
+            if len(self._rows) >= self._rows_max or self._bytes + size > RESULT_BYTES_MAX:
+                self._truncated = True
+                break
+            self._bytes += size
+            self._rows.append([_plain(value, oid) for value, oid in zip(values, types, strict=True)])
+        return result.ntuples > 0
+
+    def take_last(self, count: int) -> list[list[Any]]:
+        """Split off the last columns."""
+        first = len(self._columns) - count
+        taken = [row[first:] for row in self._rows]
+        self._columns = self._columns[:first]
+        self._rows = [row[:first] for row in self._rows] if first else []
+        return [] if self._truncated else taken
+
+    def result(self, began: float) -> SqlResult:
+        return SqlResult(
+            columns=self._columns,
+            rows=self._rows,
+            truncated=self._truncated,
+            row_count=len(self._rows) if self._columns else self._tag_count,
+            result_bytes=self._bytes,
+            duration_ms=round((time.monotonic() - began) * 1000, 3),
+        )
+
+
+def _plain(value: bytes | None, oid: int) -> Any:
+    """A value that JSON can hold, from the server's text."""
+    if value is None:
+        return None
+    text = value.decode("utf-8", errors="replace")
+    if oid == _BOOL:
+        return text == "t"
+    if oid in _INTEGERS:
+        return int(text)
+    if oid in _FLOATS:
+        number = float(text)
+        return number if math.isfinite(number) else text
+    if oid == _NUMERIC:
+        exact = Decimal(text)
+        if not exact.is_finite():
+            return text
+        if exact == exact.to_integral_value() and abs(exact) < 2**53:
+            return int(exact)
+        return float(text) if Decimal(repr(float(text))) == exact else text
+    if oid in _JSON:
+        with suppress(ValueError, RecursionError):
+            return json.loads(text, parse_constant=str)
+    return text
