@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from agent.commands import demo, doctor, init, memory, operations, runs
+from agent.commands import approvals, demo, doctor, init, log, memory, operations, runs, sql, telegram, tools
 from agent.commands.options import EXIT_CODES
 from agent.commands.output import remark
 from agent.errors import CallerError, LearningError, NotFound
@@ -43,6 +43,11 @@ operations.add_to(app)
 doctor.add_to(app)
 app.add_typer(memory.app, name="memory")
 app.add_typer(runs.app, name="runs")
+app.add_typer(approvals.app, name="approvals")
+app.add_typer(log.app, name="log")
+app.add_typer(telegram.app, name="telegram")
+app.add_typer(tools.app, name="tools")
+app.add_typer(sql.app, name="sql")
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,29 +1,104 @@
-"""The FastAPI application that `langgraph.json` mounts: its lifespan runs the workers of this process's graphs."""
+"""The FastAPI application that `langgraph.json` mounts: the routes of approvals, on the web and for chats.
+
+Its lifespan runs the workers of this process's graphs and the keeper of approvals.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
 
+from agent.approval.graph_resume import LoopbackResumer
+from agent.approval.human_approval import HumanApprovalQueue, human_approval_queue
+from agent.approval.keeper import ApprovalKeeper
+from agent.approval.slack import SlackChannel, SlackSocket, slack_channel
+from agent.approval.telegram import telegram_channel
+from agent.errors import LearningError
+from agent.events import emit
 from agent.learning.machine import living_machines
+from agent.portal import portal
+from agent.server import approval_routes, slack_routes, telegram_routes
+from agent.server.deliveries import finish
+
+_SOCKET_RETRY_SECONDS = 30.0
 
 
 @asynccontextmanager
 async def lifespan(application: FastAPI) -> AsyncIterator[None]:
-    """Start a worker for each machine that the graphs made, and stop them in order.
+    """Start a worker for each machine that the graphs made and the keeper of approvals, and stop them in order.
 
-    What was left to learn when the server stopped last is learned without waiting for a new run.
+    What was left to learn when the server stopped last is learned without waiting for a new run, and what was decided
+    meanwhile is resumed.
+
+    Raises:
+        ConfigurationError: settings or policy file are malformed: a server must know who may approve.
     """
-    machines = living_machines()
-    for machine in machines:
-        await machine.start_worker()
+    async with AsyncExitStack() as running:
+        for machine in living_machines():
+            running.push_async_callback(machine.aclose)
+            await machine.start_worker()
+        await running.enter_async_context(keeping_approvals(human_approval_queue))
+        yield
+
+
+@asynccontextmanager
+async def keeping_approvals(queue: HumanApprovalQueue) -> AsyncIterator[None]:
+    """Deliver, expire and resume this queue's approvals, through the channels that its settings name."""
+    from agent.execution.safe_executor import safe_executor
+
+    # What reviewers edit on any channel is assessed as if an agent had asked for it.
+    for kind in ("execution", "action"):
+        queue.reassess_with(kind, safe_executor.reassess)
+        queue.describe_with(kind, safe_executor.schema_of)
+    slack = slack_channel(queue)
+    channels = [channel for channel in (slack, telegram_channel(queue)) if channel is not None]
+    keeper = ApprovalKeeper(queue, channels, LoopbackResumer())
+    socket = _SocketHolder(queue, slack) if slack is not None and queue.settings.slack_app_token else None
+    await keeper.start()
     try:
+        if socket is not None:
+            socket.start()
         yield
     finally:
-        for machine in machines:
-            await machine.aclose()
+        # First what takes answers in, then what was taken, then what tells of it.
+        if socket is not None:
+            await socket.stop()
+        await finish()
+        await keeper.stop()
+
+
+class _SocketHolder:
+    """Holds the connection of Socket Mode; where Slack cannot be reached it is tried again."""
+
+    def __init__(self, queue: HumanApprovalQueue, slack: SlackChannel) -> None:
+        self._socket = SlackSocket(queue, slack)
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to connect."""
+        self._task = asyncio.create_task(self._connect(), name="slack-socket")
+
+    async def _connect(self) -> None:
+        while True:
+            try:
+                await portal().run(self._socket.start())
+            except LearningError as error:
+                emit("slack_socket_failed", reason=str(error))
+                await asyncio.sleep(_SOCKET_RETRY_SECONDS)
+            else:
+                return
+
+    async def stop(self) -> None:
+        """Disconnect, or give up connecting."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await portal().run(self._socket.stop())
 
 
 app = FastAPI(title="Learning layer", lifespan=lifespan)
+for _routes in (slack_routes, telegram_routes, approval_routes):
+    app.include_router(_routes.router)
