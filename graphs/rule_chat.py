@@ -108,6 +108,8 @@ class _Result:
         text = message.text.strip() or "no answer came back"
         is_error = message.status == "error" or text.startswith("Error: ")
         text = text.removeprefix("Error: ")
+        if fence := rules.FENCED_RESULT.search(text):
+            text = fence["data"]
         return cls(
             names.get(message.tool_call_id, message.name or ""),
             text if text[-1] in ".!?" else f"{text}.",
@@ -211,6 +213,8 @@ def _worded(prompt: _Prompt, answer: _Answer) -> str:
 def _calls(prompt: _Prompt) -> list[tuple[str, dict[str, Any]]]:
     """Everything to be done at once: what to keep about the person, and what they want done."""
     calls = _learning_calls(prompt)
+    if operation := _operation(prompt):
+        return [*calls, operation]
     wish = _wish(prompt)
     if wish and not wish.missing:
         calls.append((wish.tool, wish.arguments))
@@ -253,6 +257,46 @@ def _fitting(value: str, schema: dict[str, Any], before: Any) -> Any:
     if "array" in types:
         return [*(before or []), value]
     return f"{before}; {value}" if before else value
+
+
+def _operation(prompt: _Prompt) -> tuple[str, dict[str, Any]] | None:
+    """What an operations agent is told to do: a tool by name, a tool to keep, a statement, or words for one."""
+    said = prompt.said[0]
+    if (found := rules.USE_TOOL.search(said)) and found["name"] in prompt.tools:
+        return (
+            (found["name"], arguments) if (arguments := _document(found["arguments"])) is not None else None
+        )
+    if "create_new_tool" in prompt.tools and (found := rules.NEW_TOOL.search(said)):
+        form = _document(found["form"]) or {}
+        described = {
+            "name": found["name"],
+            "description": found["description"].strip(),
+            "code": found["code"],
+        }
+        return "create_new_tool", described | {
+            "parameters": form.get("parameters", {}),
+            "examples": form.get("examples", []),
+        }
+    if "execute_sql" not in prompt.tools:
+        return None
+    for pattern, statement in rules.QUERIES:
+        if found := pattern.search(said):
+            words = {
+                name: value.upper() if name.endswith("_id") else value.lower()
+                for name, value in found.groupdict().items()
+            }
+            return "execute_sql", {"sql": statement.format(**words)}
+    found = rules.SQL.search(said)
+    return ("execute_sql", {"sql": found["value"].strip()}) if found else None
+
+
+def _document(text: str) -> dict[str, Any] | None:
+    """A JSON object, or `None` where the text is none."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 @dataclass(frozen=True)

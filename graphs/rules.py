@@ -19,6 +19,8 @@ CAPABILITIES = {
     "delete_account": "delete an account",
     "update_user_profile": "keep your profile",
     "save_user_memory": "remember things for you",
+    "execute_sql": "read the shop's tables and, once a person has approved it, change them",
+    "create_new_tool": "keep a tool that you write down for me, once a person has approved it",
 }
 """Tool name -> what the model says it can do with it."""
 
@@ -162,6 +164,37 @@ ACTIONS = (
 """The first whose tool is bound and whose pattern is found is done."""
 BARE_NUMBERS = (_action("order_status", r"\b[a-z]\d{4}\b(?<!s\d{4})"),)
 """What a number asks for where nothing else is asked."""
+
+
+# --- the operations agent -----------------------------------------------------------------------------------------
+
+SQL = re.compile(
+    r"(?:^|[\n:`]\s*)(?P<value>(?:select|with \w+ as|insert into|update [\w.]+ set|delete from|explain|drop \w+"
+    r"|truncate|alter \w+|create \w+)\s[^`]+)",
+    re.IGNORECASE,
+)
+"""A statement at the beginning of a message or of a line, or after a colon."""
+QUERIES: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"\bhow many orders\b", re.IGNORECASE),
+     "SELECT status, count(*) AS orders FROM shop.orders GROUP BY status ORDER BY status"),
+    (re.compile(r"\bmark (?:order )?(?P<order_id>[a-z]\d{4}) as (?P<status>processing|shipped|delivered|refunded)\b",
+                re.IGNORECASE),
+     "UPDATE shop.orders SET status = '{status}' WHERE order_id = '{order_id}'"),
+    (re.compile(r"\bdrop (?:the )?table (?:of )?(?:the )?(?P<table>orders|customers)\b", re.IGNORECASE),
+     "DROP TABLE shop.{table}"),
+)  # fmt: skip
+"""What a person says -> the statement for it; a code is written in capitals, other words in small letters."""
+FENCED_RESULT = re.compile(r"<tool_result\b[^>]*>\s*(?P<data>.*?)\s*</tool_result>", re.DOTALL)
+"""How the safe executor hands over what a tool gave: as data."""
+NEW_TOOL = re.compile(
+    r"\b[Tt]ool (?:named |called )?`?(?P<name>[a-z][a-z0-9_]+)`?\s*:\s*(?P<description>[^\n`]+)"
+    r"\s*```json\s*(?P<form>\{.*?\})\s*```\s*```python\s*(?P<code>.*?)```",
+    re.DOTALL,
+)
+"""A tool that a person dictates: name, what it is for, its form (`parameters`, perhaps `examples`) and its code."""
+USE_TOOL = re.compile(
+    r"\b[Uu]se (?:the )?(?:tool )?`?(?P<name>[a-z][a-z0-9_]+)`? with (?P<arguments>\{.*\})", re.DOTALL
+)
 
 
 # --- the support team's two questions ---------------------------------------------------------------------------

@@ -6,8 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from agent.approval.graph_resume import ApprovalPause
     from agent.errors import ConfigurationError, LearningError
     from agent.events import Event, listening
+    from agent.execution.safe_executor import SafeExecutor
+    from agent.execution.safe_tools_middleware import SafeToolsMiddleware
+    from agent.execution.safe_tools_node import safe_tools
     from agent.identity import Identity
     from agent.learning.learning_graph import current_knowledge, with_learning
     from agent.learning.learning_middleware import LearningMiddleware
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from agent.stores.user_profile import UserProfile, UserProfileConfig
 
 _HOMES = {
+    "ApprovalPause": "agent.approval.graph_resume",
     "ConfigurationError": "agent.errors",
     "Event": "agent.events",
     "Identity": "agent.identity",
@@ -26,6 +31,8 @@ _HOMES = {
     "LearningMachine": "agent.learning.machine",
     "LearningMiddleware": "agent.learning.learning_middleware",
     "LearningMode": "agent.stores.base",
+    "SafeExecutor": "agent.execution.safe_executor",
+    "SafeToolsMiddleware": "agent.execution.safe_tools_middleware",
     "SessionContextConfig": "agent.stores.session_context",
     "Settings": "agent.settings",
     "UserMemoryConfig": "agent.stores.user_memory",
@@ -33,10 +40,12 @@ _HOMES = {
     "UserProfileConfig": "agent.stores.user_profile",
     "current_knowledge": "agent.learning.learning_graph",
     "listening": "agent.events",
+    "safe_tools": "agent.execution.safe_tools_node",
     "with_learning": "agent.learning.learning_graph",
 }
 
 __all__ = [
+    "ApprovalPause",
     "ConfigurationError",
     "Event",
     "Identity",
@@ -44,6 +53,8 @@ __all__ = [
     "LearningMachine",
     "LearningMiddleware",
     "LearningMode",
+    "SafeExecutor",
+    "SafeToolsMiddleware",
     "SessionContextConfig",
     "Settings",
     "UserMemoryConfig",
@@ -51,6 +62,7 @@ __all__ = [
     "UserProfileConfig",
     "current_knowledge",
     "listening",
+    "safe_tools",
     "with_learning",
 ]
 

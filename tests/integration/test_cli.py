@@ -114,7 +114,9 @@ def test_help_names_every_command_and_the_exit_codes() -> None:
     shown = subprocess.run(
         [*AGENT, "--help"], capture_output=True, text=True, check=True, env=os.environ
     ).stdout
-    for command in ("init", "demo", "migrate", "worker", "doctor", "memory", "runs"):
+    for command in (
+        "init", "demo", "migrate", "worker", "doctor", "memory", "runs", "approvals", "log", "tools", "sql",
+    ):  # fmt: skip
         assert re.search(rf"^\W*{command} ", shown, re.MULTILINE), command
     assert "Exit codes" in shown
 
@@ -981,7 +983,19 @@ def test_the_demo_goes_the_whole_way(cli: Cli) -> None:
     assert counts is not None
     assert int(counts[1]) >= 24
     assert "Error: refund of 80.00 EUR exceeds the 59.90 EUR paid" in later
+    actions = later.partition("5. Nothing dangerous")[2]
+    assert '{"status": "shipped", "orders": 2}' in actions  # a read runs
+    write = actions.partition("A write waits")[2].partition("What destroys")[0]
+    assert "UPDATE shop.orders SET status = 'delivered' WHERE order_id = 'A1002'" in write
+    assert "Rows, by a trial run: shop.orders: 1 updated" in write
+    assert write.index("trial run") < write.index("grace approves") < write.index('"changed": {')
+    assert "execute_sql was not executed" in actions.partition("Drop the table")[2]
+    tool = actions.partition("A tool that the agent writes")[2]
+    assert "def run(email: str)" in tool
+    assert tool.index("grace approves") < tool.index('"238.00 euros"')
+    assert re.search(r"\d+ rows, intact", tool)
     assert "What next" in later
+    assert shown.stderr.count("Traceback") == 0, shown.stderr
     assert cli.json("memory", "list") == []
     assert set(Path("/tmp").glob("agent-demo-*")) <= before
 

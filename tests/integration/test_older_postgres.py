@@ -60,7 +60,9 @@ def postgres_16(data_dir: Path) -> Iterator[str]:
     options = f"-h '' -k {home} -c fsync=off"
     run("pg_ctl", "-D", str(home / "data"), "-l", str(home / "log"), "-o", options, "-w", "start")
     try:
-        with psycopg.connect(host=str(home), user="postgres", dbname="postgres", autocommit=True) as connection:
+        with psycopg.connect(
+            host=str(home), user="postgres", dbname="postgres", autocommit=True
+        ) as connection:
             connection.execute("CREATE ROLE owner LOGIN CREATEROLE")
             connection.execute("CREATE DATABASE app OWNER owner")
         with psycopg.connect(host=str(home), user="postgres", dbname="app", autocommit=True) as connection:

@@ -400,7 +400,7 @@ def test_the_env_example_names_every_setting_and_is_accepted() -> None:
 def test_langgraph_json_names_the_graphs() -> None:
     config = json.loads((ROOT / "langgraph.json").read_text(encoding="utf-8"))
 
-    assert set(config["graphs"]) == {"assistant", "support_team"}
+    assert set(config["graphs"]) == {"assistant", "support_team", "operations"}
     for graph in config["graphs"].values():
         path, _, variable = graph["path"].partition(":")
         assert f"\n{variable} = " in (ROOT / path).read_text(encoding="utf-8")

@@ -60,7 +60,9 @@ def demo(
 
 def _find_graphs() -> None:
     here = Path.cwd()
-    if not all((here / "graphs" / name).is_file() for name in ("assistant.py", "demo_runs.py")):
+    if not all(
+        (here / "graphs" / name).is_file() for name in ("assistant.py", "demo_runs.py", "operations.py")
+    ):
         raise OperatorError(
             f"the demo uses the project's sample graphs, and {str(here)!r} has no graphs/assistant.py. Run it in "
             "the checkout of langchain-learning-machine; `agent init` starts a project of your own"
@@ -111,6 +113,7 @@ class _Demo:
             self._converse(agent, "3. Another session", "second", _SECOND_SESSION)
             self._show_recalled()
             self._import_runs()
+            self._operate()
             self._what_next(is_kept=is_kept)
         finally:
             portal().run_sync(self._machine.aclose())
@@ -139,6 +142,8 @@ class _Demo:
     def _converse(self, agent: Any, title: str, session: str, turns: Sequence[str]) -> None:
         from langgraph.errors import GraphBubbleUp
 
+        from agent.portal import portal
+
         heading(f"\n{title}")
         config = {"configurable": {"thread_id": session, "user_id": _USER}}
         for turn in turns:
@@ -153,6 +158,7 @@ class _Demo:
                     "OPENAI_API_KEY and GRAPH_MODEL the demo needs none"
                 ) from error
             _say_steps(state["messages"])
+            portal().run_sync(self._machine.recorded_all())  # what follows shows the runs, in this order
 
     def _learn(self) -> None:
         heading("\n2. What was learned from it, and from where")
@@ -214,6 +220,13 @@ class _Demo:
         with_errors = [run for run in failed if run["tool_errors"]]
         say(f"  {len(failed)} of them failed, {len(with_errors)} with an error of a tool. Some of these:")
         _print_failed(with_errors[:_FAILED_SHOWN])
+
+    def _operate(self) -> None:
+        from agent.commands.demo_operations import OperationsDemo
+
+        OperationsDemo(
+            machine=self._machine, user=self._user, say_turn=_say_turn, say_steps=_say_steps
+        ).show()
 
     def _what_next(self, *, is_kept: bool) -> None:
         heading("\nWhat next")

@@ -1,0 +1,44 @@
+"""The seal on what the executor keeps in a graph's state: it was said by us and not by a client.
+
+Who may write a thread's state through a server's API may write its private part too. What is not sealed with the secret
+that all servers of one database share counts as nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from agent.approval.binding import canonical_json
+from agent.errors import InvalidRequest
+
+
+class StateSeal:
+    """Seals and checks with one secret; without one it is good for this process only."""
+
+    def __init__(self, secret: str | None) -> None:
+        material = secret.encode() if secret is not None else secrets.token_bytes(32)
+        self._key = hashlib.blake2b(material, person=b"agent safe run").digest()
+
+    def sealed(self, kept: Mapping[str, Any]) -> dict[str, Any]:
+        """The document with its seal."""
+        plain = {name: value for name, value in kept.items() if name != "seal"}
+        return plain | {"seal": self._of(plain)}
+
+    def holds(self, kept: Any) -> bool:
+        """Whether the document carries our seal."""
+        if not isinstance(kept, Mapping) or not isinstance(given := kept.get("seal"), str):
+            return False
+        plain = {name: value for name, value in kept.items() if name != "seal"}
+        try:
+            expected = self._of(plain)
+        except InvalidRequest:
+            return False
+        return hmac.compare_digest(given.encode(errors="replace"), expected.encode())
+
+    def _of(self, plain: Mapping[str, Any]) -> str:
+        text = canonical_json(plain)
+        return hashlib.blake2b(text.encode(errors="replace"), key=self._key, digest_size=16).hexdigest()
