@@ -1,10 +1,10 @@
-"""`agent tools`: tools that agents wrote: list, show, retire."""
+"""`agent tools`: tools that agents wrote: list, show, retire, resume."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,7 +30,10 @@ from agent.commands.output import (
     say_json,
 )
 
-app = typer.Typer(help="Tools that agents wrote: list, show, retire.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from agent.execution.tool_running import ToolRun
+
+app = typer.Typer(help="Tools that agents wrote: list, show, retire, resume.", no_args_is_help=True)
 
 _STATES = ("draft", "approved", "retired")
 _NameArgument = Annotated[str, typer.Argument(metavar="TOOL", help="Name of the tool.")]
@@ -155,6 +158,45 @@ def retire(
         say_json({"retired": retired})
     else:
         say(f"Retired: {which}.")
+
+
+@app.command(epilog=EXIT_CODES)
+def resume(
+    approval_id: Annotated[
+        str, typer.Argument(metavar="APPROVAL_ID", help="Id of the approval that the run waited for.")
+    ],
+    tenant: TenantOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with a run of a tool that was put away when it waited for an approval, as the user it was made for."""
+    from agent.approval.human_approval import HumanApprovalQueue
+    from agent.errors import Refused
+    from agent.execution.safe_executor import SafeExecutor
+
+    async def go_on() -> ToolRun:
+        async with opened_database() as database:
+            executor = SafeExecutor(database, settings(), queue=HumanApprovalQueue(database, settings()))
+            try:
+                operator = tenant_identity(tenant)
+                approval = await executor.queue.get(approval_id, operator)
+                identity = operator.with_(
+                    user_id=approval.requested_by, agent_id=approval.agent_id, session_id=approval.session_id
+                )
+                return await executor.library.resume(approval.approval_id, identity)
+            finally:
+                await executor.aclose()
+
+    run = asyncio.run(go_on())
+    if as_json:
+        say_json(
+            {"status": run.status, "value": run.value, "approval_id": run.approval_id, "log_id": run.log_id}
+        )
+    elif run.status == "succeeded":
+        say(json.dumps(run.value, ensure_ascii=False))
+    elif run.status == "paused":
+        remark(f"It waits again: agent approvals show {run.approval_id}")
+    if run.status in ("failed", "refused"):
+        raise Refused(f"the run of {run.tool!r} did not succeed: {run.error or run.text}")
 
 
 def _capabilities(tool: Any) -> str:
