@@ -167,7 +167,10 @@ class Settings(BaseModel):
     @field_validator("data_dir", "policy_file", "sql_logins_file")
     @classmethod
     def _is_from_home(cls, path: Path | None) -> Path | None:
-        return path.expanduser() if path is not None else None  # no shell has read `.env`
+        try:
+            return path.expanduser() if path is not None else None  # no shell has read `.env`
+        except RuntimeError:
+            raise ValueError("names the home of a user that is not here") from None
 
     @field_validator("smtp_url")
     @classmethod

@@ -297,11 +297,15 @@ async def test_an_answer_of_another_shape_ends_the_process() -> None:
 
 
 async def test_the_processes_of_a_run_are_gone_when_it_has_ended() -> None:
+    words = ("sandbox_helper.py", "/box/helper.py")
+    others = _processes_of_ours_with(*words)  # of other sandboxes that this process has
     sandbox = ToolSandbox(SandboxLimits(seconds=1.0))
-    await sandbox.run("def run():\n    while True:\n        pass\n", {}, Host())
+    running = asyncio.create_task(sandbox.run("def run():\n    while True:\n        pass\n", {}, Host()))
+    while not _processes_of_ours_with(*words) - others:
+        await asyncio.sleep(0.01)
+    await running
     await sandbox.close()
-    left = _processes_of_ours_with("sandbox_helper.py", "/box/helper.py")
-    assert left == []
+    assert _processes_of_ours_with(*words) - others == set()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -356,9 +360,9 @@ def test_arguments_given_twice_or_too_many_are_refused() -> None:
         QUERY.arguments_of(["t"], {"table": "u"})
 
 
-def _processes_of_ours_with(*words: str) -> list[str]:
-    """Commands of this process's own children in which one of these words stands."""
-    found = []
+def _processes_of_ours_with(*words: str) -> set[int]:
+    """This process's own children in whose command one of these words stands."""
+    found = set()
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             command = (entry / "cmdline").read_bytes().decode(errors="replace")
@@ -366,5 +370,5 @@ def _processes_of_ours_with(*words: str) -> list[str]:
         except OSError:  # it has ended meanwhile
             continue
         if parent == os.getpid() and any(word in command for word in words):
-            found.append(command)
+            found.add(int(entry.name))
     return found

@@ -48,6 +48,7 @@ class PostgresDatabase(Database):
         self._down_until = 0.0
         self._down_because = ""
         self._leave: Callable[[], None] | None = None
+        self._forgotten: weakref.finalize[..., PostgresDatabase] | None = None
         self._statements: dict[tuple[str, tuple[str, ...]], bytes] = {}
         forget_in_forked_child(self)
 
@@ -55,6 +56,8 @@ class PostgresDatabase(Database):
         """In a forked child: the pool is the parent's."""
         self._pool = None
         self._leave = None
+        if self._forgotten is not None:
+            self._forgotten.detach()
         self._opening = None
         self._down_until = 0.0
 
@@ -150,6 +153,8 @@ class PostgresDatabase(Database):
                 if self._leave is None:
                     self._leave = partial(_close_at_exit, weakref.ref(self))
                     portal().at_exit(self._leave)
+                self._forgotten = weakref.finalize(self, _give_back, pool, self._leave)
+                self._forgotten.atexit = False
         return self._pool
 
     async def _try_connection(self) -> None:
@@ -178,6 +183,8 @@ class PostgresDatabase(Database):
         if self._leave is not None:
             portal().forget(self._leave)
             self._leave = None
+        if self._forgotten is not None:
+            self._forgotten.detach()
         if pool is not None:
             await pool.close(timeout=1)
 
@@ -190,6 +197,12 @@ def _close_at_exit(database: weakref.ref[PostgresDatabase]) -> None:
     found = database()
     if found is not None:
         portal().run_sync(found.close())
+
+
+def _give_back(pool: AsyncConnectionPool, leave: Callable[[], None]) -> None:
+    """Close the pool of a database that nobody has any more."""
+    portal().forget(leave)
+    portal().submit(pool.close(timeout=1))
 
 
 async def _configure(connection: psycopg.AsyncConnection[Any]) -> None:
