@@ -1840,8 +1840,6 @@ DECLARE
     words text[];
     memories double precision;
     mean_words double precision;
-    oldest_number double precision;
-    newest_number double precision;
 BEGIN
     SELECT coalesce(array_agg(l.lexeme), '{}') INTO words
     FROM (SELECT x.lexeme FROM agent_private.lexemes(left(question, 4000)) x ORDER BY length(x.lexeme) DESC, x.lexeme LIMIT 32) AS l;
@@ -1852,10 +1850,6 @@ BEGIN
     IF memories IS NULL THEN
         RETURN;
     END IF;
-    SELECT min(m.memory_number), max(m.memory_number) INTO oldest_number, newest_number
-    FROM public.agent_memory m
-    WHERE m.tenant_id = tenant AND m.scope = 'user' AND m.owner_id = person AND m.store = 'user_memory'
-      AND m.superseded_at IS NULL;
     RETURN QUERY
     WITH hits AS (  -- double precision throughout: numeric arithmetic costs ten times as much
         SELECT u.memory_number, f.weight * u.saturation AS points
@@ -1864,17 +1858,15 @@ BEGIN
             SELECT array_agg(n.memory_number) AS numbers,
                    array_agg(n.occurrences * 2.2::double precision / (n.occurrences + 0.3::double precision
                              + 0.9::double precision * n.word_count / mean_words)) AS saturations,
-                   count(*)::double precision AS frequency, min(n.memory_number)::double precision AS oldest
+                   count(*)::double precision AS frequency
             FROM (SELECT t.memory_number, t.occurrences::double precision AS occurrences, t.word_count
                   FROM public.agent_memory_term t
                   WHERE t.tenant_id = tenant AND t.scope = 'user' AND t.owner_id = person AND t.lexeme = w.lexeme
                   ORDER BY t.memory_number DESC LIMIT 400) AS n
         ) AS h
-        -- A word that fills its list is in more memories than were looked at: taken to be as dense in the older ones.
+        -- A word that fills its list is in more memories than were looked at: taken to be in half of them.
         CROSS JOIN LATERAL (
-            SELECT CASE WHEN h.frequency < 400 THEN h.frequency
-                        ELSE least(memories, h.frequency * greatest(
-                            (newest_number - oldest_number) / greatest(newest_number - h.oldest, 1), 1)) END AS estimate
+            SELECT CASE WHEN h.frequency < 400 THEN h.frequency ELSE greatest(h.frequency, memories / 2) END AS estimate
             OFFSET 0
         ) AS e
         CROSS JOIN LATERAL (

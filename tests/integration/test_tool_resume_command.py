@@ -48,7 +48,14 @@ def test_a_run_that_was_put_away_goes_on_once_it_is_approved(
         executor = SafeExecutor(settings=settings, policy=parse_policy(policy.encode()))
         library = ToolLibrary(executor.database, executor.queue, executor=executor, wait_seconds=0)
         version = portal().run_sync(
-            library.create("product_name", "says what a product is called", CODE, PARAMETERS, [{"arguments": {"item": 1}}], CAROL)
+            library.create(
+                "product_name",
+                "says what a product is called",
+                CODE,
+                PARAMETERS,
+                [{"arguments": {"item": 1}}],
+                CAROL,
+            )
         )
         agent("approvals", "approve", str(version.approval_id), "--as", "grace", "--yes")
         portal().run_sync(library.activate_approved(CAROL))
