@@ -17,7 +17,8 @@ from pydantic import SecretStr
 from agent import Identity
 from agent.errors import NotFound, Refused
 from agent.execution import execution_tools
-from agent.execution.safe_executor import ExecutionResult, SafeExecutor
+from agent.execution.execution_records import ExecutionResult
+from agent.execution.safe_executor import SafeExecutor
 from agent.portal import portal
 from agent.testing import tool_call
 from agent.testing.throwaway import ThrowawayDatabase

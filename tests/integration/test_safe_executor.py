@@ -14,7 +14,8 @@ from agent.approval.records import Approval
 from agent.approval.risk import Risk
 from agent.errors import ConflictError, InvalidRequest
 from agent.events import Event
-from agent.execution.safe_executor import ExecutionResult, SafeExecutor
+from agent.execution.execution_records import ExecutionResult
+from agent.execution.safe_executor import SafeExecutor
 from agent.execution.tool_registry import CallContext, ToolArguments, ToolOutcome, ToolRegistry, ToolSpec
 from agent.portal import portal
 from agent.testing.throwaway import ThrowawayDatabase

@@ -26,16 +26,16 @@ from agent.approval.records import Approval
 from agent.approval.risk import Risk
 from agent.errors import ConfigurationError, ConflictError, InvalidRequest, LearningError, Refused
 from agent.events import emit
-from agent.execution.result_text import fenced
-from agent.execution.safe_executor import (
+from agent.execution.execution_records import (
     Assessment,
     ExecutionResult,
     Permit,
-    SafeExecutor,
     Status,
     call_key,
     failure_of,
 )
+from agent.execution.result_text import fenced
+from agent.execution.safe_executor import SafeExecutor
 from agent.execution.tool_registry import Appraisal, ToolOutcome, what_is_wrong
 from agent.identity import Identity
 

@@ -13,7 +13,8 @@ from langgraph.types import Command
 
 from agent.database.supabase import SupabaseDatabase
 from agent.execution.call_gate import CallGate, read_untrusted
-from agent.execution.safe_executor import Permit, SafeExecutor
+from agent.execution.execution_records import Permit
+from agent.execution.safe_executor import SafeExecutor
 from agent.identity import Identity
 from agent.learning.run_identity import resolve_identity
 from agent.learning.run_watch import ambient_run, is_inside

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -20,10 +19,21 @@ from agent.approval.binding import binding_hash, canonical_json, shown
 from agent.approval.records import Approval, ApprovalRequest
 from agent.approval.risk import Risk
 from agent.database.opening import open_database
-from agent.errors import ConflictError, DatabaseUnavailable, InvalidRequest, LearningError, NotFound, Refused
+from agent.errors import ConflictError, DatabaseUnavailable, InvalidRequest, LearningError, Refused
 from agent.events import emit
-from agent.execution.execution_policy import Decision, least, rule_on, stricter
-from agent.execution.result_text import fenced
+from agent.execution.execution_policy import least, rule_on, stricter
+from agent.execution.execution_records import (
+    Assessment,
+    ExecutionResult,
+    Permit,
+    Status,
+    call_key,
+    call_of,
+    failure_of,
+    not_approved,
+    told,
+    waiting,
+)
 from agent.execution.tool_registry import Appraisal, CallContext, ToolOutcome, ToolRegistry
 from agent.identity import Identity
 from agent.portal import portal
@@ -36,100 +46,9 @@ if TYPE_CHECKING:
     from agent.execution.sql_runner import SqlRunner
     from agent.execution.tool_library import ToolLibrary
 
-Status = Literal["succeeded", "failed", "refused", "denied", "rejected", "expired", "unknown"]
-
-UNDO: Final = "undo"
-"""Name under which the undoing of a write is approved and logged."""
-
 _FINISH_ATTEMPTS: Final = 4
 _EXPIRY_SECONDS_MIN: Final = 1.0
 _ENDINGS: Final[Mapping[str, Status]] = {"executed": "succeeded", "failed": "failed"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Assessment:
-    """What code says about one call before anything is asked or done."""
-
-    tool: str
-    tool_version: str
-    kind: Literal["execution", "action"]
-    risk: Risk
-    decision: Decision
-    why: str
-    arguments: Mapping[str, Any]
-    """Checked, as they are run."""
-    arguments_shown: Any
-    """As people are shown them: for SQL the text that runs."""
-    args_hash: str
-    """Binds an approval to tool, version, arguments, tenant, target, thread, call, bounds and policy."""
-    effects: Mapping[str, Any] = field(default_factory=dict)
-    bounds: Mapping[str, Any] = field(default_factory=dict)
-    fingerprint: str | None = None
-    tables: Sequence[str] = ()
-    rows: int | None = None
-    summary: str = ""
-    per_hour: int | None = None
-    rule: str | None = None
-    """The rule of the policy file that fits, counted from 1."""
-    approvers: Sequence[str] = ()
-    required_votes: int = 1
-    tainted: bool = False
-    thread_id: str | None = None
-    tool_call_id: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExecutionResult:
-    """How a call ended."""
-
-    status: Status
-    tool: str
-    risk: Risk
-    value: Any = None
-    rows: Sequence[Any] | None = None
-    row_count: int | None = None
-    effects: Mapping[str, Any] = field(default_factory=dict)
-    """What it did, or what it would have done: for SQL rows by table."""
-    approval_id: str | None = None
-    log_id: str | None = None
-    error: str | None = None
-    text: str = ""
-    """For a model: the result as fenced data, or why there is none."""
-    decided_by: Sequence[str] = ()
-    note: str = ""
-    """What the person who decided wrote."""
-    waits_for: str | None = None
-    """Approval that a tool written by an agent waits for in the middle of its work."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether it ran and did what it should."""
-        return self.status == "succeeded"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Permit:
-    """The right to run one call once."""
-
-    assessment: Assessment
-    identity: Identity
-    approval: Approval | None = None
-    ticket: str | None = None
-    started: float = field(default_factory=time.monotonic)
-
-    @property
-    def entry(self) -> dict[str, Any]:
-        """What the log says of the call before it runs."""
-        found = self.assessment
-        return {
-            "tool": found.tool,
-            "tool_version": found.tool_version,
-            "risk": str(found.risk),
-            "decision": "approved" if self.approval is not None else "allowed",
-            "approval_id": self.approval.approval_id if self.approval is not None else None,
-            "arguments_shown": found.arguments_shown,
-            "arguments_run": dict(found.arguments),
-        }
 
 
 class SafeExecutor:
@@ -299,7 +218,7 @@ class SafeExecutor:
             else:
                 approval = await self._asked_earlier(approval_id, found, who)
             if approval.is_open and not wait:
-                return _waiting(approval)
+                return waiting(approval)
             return await self._run_when_approved(approval, who, seconds)
         except Refused as error:
             return await self.turn_down(found, who, "denied", str(error))
@@ -698,7 +617,7 @@ class SafeExecutor:
             approval_id=approval_id,
             log_id=log_id,
             error=None if status == "succeeded" else outcome.error or unlogged or None,
-            text=_told(found.tool, status, outcome),
+            text=told(found.tool, status, outcome),
             decided_by=tuple(decided),
             waits_for=outcome.approval_id,
         )
@@ -827,10 +746,8 @@ class SafeExecutor:
     async def undo(self, log_id: int, *, identity: Identity) -> ExecutionResult:
         """Put back the rows that a logged write changed, on the word of a reviewer.
 
-        It is a write of its own: tried first, entered as an approval that this reviewer gives, held to the rows that
-        the trial changed, and logged.
-
         Args:
+            log_id: of the write, in the log.
             identity: tenant, and as user the name of the reviewer.
 
         Raises:
@@ -838,73 +755,9 @@ class SafeExecutor:
             Refused: the reviewer may not, more people would have to agree, nothing was kept to undo it by, or the rows
                 have changed since.
         """
-        log = await self.database.call("get_execution", identity, the_log_id=log_id)
-        if log is None:
-            raise NotFound(f"tenant {identity.tenant_id!r} has no log entry {log_id}")
-        if log.get("undone_by") is not None:
-            raise Refused(f"entry {log_id} was undone already, by entry {log['undone_by']}")
-        reviewer = self.policy.reviewers.by_name(identity.user_id or "")
-        if reviewer is None or not reviewer.may_decide(identity.tenant_id, Risk.WRITE):
-            raise Refused(f"{identity.user_id} is no reviewer who may decide on a WRITE in this tenant")
-        nobody = Identity(tenant_id=identity.tenant_id)
-        effects = await self.sql.try_undo(log, identity.tenant_id)
-        found = self.judged(
-            Appraisal(
-                risk=Risk.WRITE,
-                summary=f"undo entry {log_id} of the log",
-                effects=effects,
-                bounds=effects,
-                tables=sorted(effects),
-            ),
-            tool=UNDO,
-            tool_version="1",
-            target="sql",
-            kind="execution",
-            arguments={"log_id": log_id},
-            identity=nobody,
-            tainted=False,
-            thread_id=None,
-            tool_call_id=None,
-        )
-        if found.decision == "deny":
-            raise Refused(found.why)
-        asked = await self.propose(
-            replace(found, decision="ask"), nobody, request_key=call_key(None, UNDO, secrets.token_hex(16))
-        )
-        outcome = await self.queue.decide(
-            [asked.approval_id],
-            "approve",
-            reviewer,
-            channel="undo",
-            hashes={asked.approval_id: asked.args_hash},
-            identity_tenant=identity.tenant_id,
-        )
-        approval = await self.queue.get(asked.approval_id, nobody)
-        if approval.state != "approved":
-            await self.queue.cancel(asked.approval_id, nobody, by=reviewer.name)
-            raise Refused(
-                outcome.why
-                or f"{found.required_votes} people must agree to a write, so one alone cannot undo it"
-            )
-        permit = await self.admit(found, nobody, approval)
-        try:
-            result = await self.sql.undo(
-                log,
-                identity.tenant_id,
-                bounds=found.bounds,
-                ticket=permit.ticket or "",
-                entry=permit.entry | {"undoes": log_id},
-            )
-        except LearningError as error:
-            await self.settle(permit, failure_of(error))
-            raise
-        outcome_of = ToolOutcome(
-            value={"undone": log_id, "changed": result.delta},
-            row_count=result.row_count,
-            effects=result.delta,
-            log_id=result.log_id,
-        )
-        return await self.settle(permit, outcome_of)
+        from agent.execution.undoing import undo
+
+        return await undo(self, log_id, identity=identity)
 
     # Edits
 
@@ -973,84 +826,6 @@ class SafeExecutor:
             thread_id=thread_id,
             tool_call_id=tool_call_id,
         )
-
-
-def call_key(thread_id: str | None, message_id: str | None, tool_call_id: str | None) -> str:
-    """The key of the request for one call: the same whenever a graph comes by the same call again."""
-    return "call:" + json.dumps([thread_id, message_id, tool_call_id])
-
-
-def call_of(request_key: str) -> tuple[str | None, str | None]:
-    """Thread and tool call in the key of a request, edited or not; `None` where it has none."""
-    _, is_call, ids = request_key.partition("call:")
-    if not is_call:
-        return None, None
-    try:
-        thread_id, _, tool_call_id = json.loads(ids)
-    except (ValueError, TypeError):  # a key of a tool that an agent wrote is the name of the call
-        return None, ids
-    return thread_id, tool_call_id
-
-
-def _waiting(approval: Approval) -> ExecutionResult:
-    """The result of a call that waits for an approval."""
-    return ExecutionResult(
-        status="denied",
-        tool=approval.tool,
-        risk=approval.risk,
-        effects=dict(approval.effects or {}),
-        approval_id=approval.approval_id,
-        error="it waits for an approval",
-        text=f"{approval.tool} was not executed yet: it waits for an approval.",
-        waits_for=approval.approval_id,
-    )
-
-
-def not_approved(approval: Approval) -> ExecutionResult:
-    """The result of a call that nobody said yes to, or that ran already."""
-    status: Status = "rejected"
-    why = "it was rejected"
-    if approval.state in ("expired", "pending"):
-        status, why = "expired", "nobody approved it in time"
-    elif approval.state == "cancelled":
-        why = "the request was withdrawn"
-    elif approval.state in ("executing", "executed", "failed", "unknown"):
-        status, why = (
-            "refused",
-            f"it was run already and is {approval.state}; an approval is good for one run",
-        )
-    by = f" by {', '.join(approval.decided_by)}" if approval.decided_by and status == "rejected" else ""
-    note = f" They said: {shown(approval.note)}" if approval.note and status == "rejected" else ""
-    return ExecutionResult(
-        status=status,
-        tool=approval.tool,
-        risk=approval.risk,
-        effects=dict(approval.effects or {}),
-        approval_id=approval.approval_id,
-        error=f"{why}{by}",
-        text=f"{approval.tool} was not executed: {why}{by}.{note} Do not try it again unless the user asks.",
-        decided_by=tuple(approval.decided_by),
-        note=approval.note,
-    )
-
-
-def failure_of(error: Exception) -> ToolOutcome:
-    """What is entered of an error: our own words, or only the kind of a foreign one."""
-    if isinstance(error, LearningError):
-        return ToolOutcome(error=str(error), unsure=isinstance(error, DatabaseUnavailable))
-    unsure = isinstance(error, OSError | TimeoutError)
-    return ToolOutcome(error=f"the tool failed with {type(error).__name__}", unsure=unsure)
-
-
-def _told(tool: str, status: Status, outcome: ToolOutcome) -> str:
-    if status == "succeeded":
-        value = outcome.value
-        if value is None and outcome.rows is not None:
-            value = list(outcome.rows)
-        return fenced(tool, value)
-    if status == "unknown":
-        return f"{tool}: nobody knows whether it was executed ({outcome.error}). Do not try it again."
-    return f"{tool} failed: {outcome.error}"
 
 
 def _higher(one: Risk, other: Risk) -> Risk:

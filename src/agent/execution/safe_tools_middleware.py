@@ -37,7 +37,8 @@ from agent.execution.call_running import (
     thread_of,
     user_of,
 )
-from agent.execution.safe_executor import Permit, SafeExecutor
+from agent.execution.execution_records import Permit
+from agent.execution.safe_executor import SafeExecutor
 from agent.execution.state_seal import StateSeal
 from agent.identity import Identity
 from agent.portal import portal

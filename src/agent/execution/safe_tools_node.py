@@ -29,7 +29,8 @@ from agent.execution.call_running import (
     thread_of,
     user_of,
 )
-from agent.execution.safe_executor import Permit, SafeExecutor
+from agent.execution.execution_records import Permit
+from agent.execution.safe_executor import SafeExecutor
 from agent.portal import portal
 
 

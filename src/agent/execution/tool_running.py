@@ -26,7 +26,8 @@ from agent.identity import Identity
 if TYPE_CHECKING:
     from agent.approval.human_approval import HumanApprovalQueue
     from agent.database.protocol import Database
-    from agent.execution.safe_executor import ExecutionResult, SafeExecutor
+    from agent.execution.execution_records import ExecutionResult
+    from agent.execution.safe_executor import SafeExecutor
 
 CREATE_NEW_TOOL = "create_new_tool"
 """Name of the tool by which an agent hands in another."""
