@@ -1833,6 +1833,7 @@ RETURNS TABLE (item jsonb, matched boolean)
 LANGUAGE plpgsql ROWS 40
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
+SET enable_sort = off  -- on tables that nobody has analyzed yet the newest would be found by sorting all
 AS $$
 DECLARE
     tenant text := current_setting('agent.tenant_id');
