@@ -25,7 +25,8 @@ install: $(VENV)/.installed  ## set up .venv from requirements.lock; every other
 demo: install  ## a conversation, what was learned from it, and a second one that knows it
 	@$(BIN)/agent demo $(ARGS)
 
-dev: install .env  ## the graphs under `langgraph dev`
+dev: install .env  ## the graphs under `langgraph dev`, with learner and approvals (/approvals)
+	@$(BIN)/python -m graphs.shop_tables
 	@LANGGRAPH_CLI_NO_ANALYTICS=1 LANGGRAPH_NO_VERSION_CHECK=1 $(BIN)/langgraph dev --no-browser $(ARGS)
 
 test: install  ## all tests; ARGS="-k name" for some
