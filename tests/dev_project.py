@@ -64,10 +64,17 @@ def dev_project(
         "http": {"app": str(CHECKOUT / "src" / "agent" / "server" / "app.py:app")},
     }
     (project / "langgraph.json").write_text(json.dumps(config))
+    log = folder / "server.log"
+    with running_dev(project, log) as url:
+        yield DevProject(url=url, folder=project, log=log)
+
+
+@contextmanager
+def running_dev(project: Path, log: Path) -> Iterator[str]:
+    """`langgraph dev` on the `langgraph.json` of a folder; its address, once it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    log = folder / "server.log"
     program = str(Path(sys.executable).with_name("langgraph"))
     command = [program, "dev", "--no-browser", "--no-reload", "--port", str(port)]
     quiet = os.environ | {"LANGGRAPH_CLI_NO_ANALYTICS": "1", "LANGGRAPH_NO_VERSION_CHECK": "1"}
@@ -77,7 +84,7 @@ def dev_project(
         )
     try:
         _wait_until_ready(f"http://127.0.0.1:{port}", process, log)
-        yield DevProject(url=f"http://127.0.0.1:{port}", folder=project, log=log)
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.send_signal(signal.SIGINT)
         try:
