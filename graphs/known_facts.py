@@ -23,7 +23,7 @@ _STYLES: tuple[tuple[type_of_style, re.Pattern[str]], ...] = (
 _NO = re.compile(r"\b(?:not|never|no longer|stop)\b|n't\b", re.IGNORECASE)
 _NAMED = re.compile(
     # "call me Ada", but not "call me tomorrow"
-    r"\b(?:(?:name is|named)\s+|(?:call me|called)\s+(?=(?-i:[^\Wa-z])))(?P<name>[^\W\d_][\w'\u2019-]*)",
+    r"\b(?:(?:name is|i am named|i'm named)\s+|(?:call me|called)\s+(?=(?-i:[^\Wa-z])))(?P<name>[^\W\d_][\w'\u2019-]*)",
     re.IGNORECASE,
 )
 _FIRST_WORD = re.compile(r"[^\W\d_][\w'\u2019-]*")

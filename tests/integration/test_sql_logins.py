@@ -88,6 +88,16 @@ def test_every_right_too_many_is_found_and_nothing_runs_then(store: Shop, grante
         store.do(f'ALTER ROLE "{login(store)}" NOSUPERUSER')
 
 
+def test_functions_that_no_sql_can_call_are_no_right_too_many(store: Shop) -> None:
+    [(handlers,)] = store.rows(
+        "SELECT count(*) FROM pg_proc WHERE proname IN ('hnswhandler', 'ivfflathandler') AND provolatile = 'v'"
+    )
+    assert handlers == 2  # of pgvector, whose maker may be a superuser from whom the owner can take nothing
+    store.do("GRANT EXECUTE ON FUNCTION public.hnswhandler(internal), public.ivfflathandler(internal) TO PUBLIC")
+
+    assert excess(store) == []
+
+
 def test_making_them_again_takes_back_what_the_policy_no_longer_lists(store: Shop) -> None:
     store.do(
         f'GRANT SELECT ON shop.secrets TO "{login(store)}"; GRANT INSERT ON shop.orders TO "{login(store)}"'

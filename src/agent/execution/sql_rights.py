@@ -192,6 +192,7 @@ SELECT n.nspname || '.' || p.proname AS name, p.oid::regprocedure::text AS signa
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
 WHERE n.nspname <> 'pg_catalog' AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
   AND (p.provolatile = 'v' OR p.prosecdef) AND p.prorettype NOT IN ('trigger'::regtype, 'event_trigger'::regtype)
+  AND 'internal'::regtype <> ALL (p.proargtypes::oid[])  -- such an argument no SQL can make
   AND has_schema_privilege(n.oid, 'USAGE') AND has_function_privilege(p.oid, 'EXECUTE')
 ORDER BY signature
 """
