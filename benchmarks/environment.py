@@ -39,19 +39,23 @@ def _processor() -> str:
     )
 
 
+def commit() -> str:
+    """The commit that is measured, and whether files differ from it."""
+    changes = (
+        "with uncommitted changes" if _git("status", "--porcelain", "--", ":!benchmarks/results") else "clean"
+    )
+    return f"{_git('rev-parse', 'HEAD') or 'none'} ({changes})"
+
+
 def environment(database_url: str, *, date: str | None) -> dict[str, str]:
     """What a reader needs to judge the numbers; `date` is today (UTC) where none is given."""
     with psycopg.connect(database_url) as connection:
         (server_version,) = connection.execute("SELECT current_setting('server_version')").fetchone() or (
             "unknown",
         )
-    commit = _git("rev-parse", "HEAD") or "none"
-    changes = (
-        "with uncommitted changes" if _git("status", "--porcelain", "--", ":!benchmarks/results") else "clean"
-    )
     return {
         "date": date or datetime.now(UTC).date().isoformat(),
-        "commit": f"{commit} ({changes})",
+        "commit": commit(),
         "cores": str(os.cpu_count()),
         "processor": _processor(),
         "load before": " ".join(f"{load:.2f}" for load in os.getloadavg()),

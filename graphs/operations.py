@@ -42,7 +42,7 @@ def build_operations(
         model or chat_model(),
         execution_tools.tools(executor),
         system_prompt=PROMPT,
-        middleware=[SafeToolsMiddleware(executor), *machine.middleware()],
+        middleware=[SafeToolsMiddleware(executor, agent_id="operations"), *machine.middleware()],
         checkpointer=checkpointer,
         name="operations",
     )

@@ -31,6 +31,9 @@ _BARRED = re.compile(
       pg_.* | lo_.* | has_.* | txid_.* | binary_upgrade_.* | inet_(?:client|server)_.* | acl.* | makeaclitem
     | .*_to_xml.* | current_setting | set_config | setseed | ts_stat | ts_rewrite | ts_debug | ts_lexize
     | jsonb?_populate_record(?:set)?(?:_valid)? | to_reg.* | reg(?!exp_|r_).* | row_security_active | currtid.*
+    # Paths and polygons: two are compared point by point, which no time limit ends.
+    | path | path_.* | poly.* | popen | pclose | isopen | isclosed | npoints | dist_(?:poly.*|.*poly) | .*_ppath
+    | dist_pathp | pt_contained_poly | spg_poly.*
     | current_query     | (?:next|curr|set|last)val | icu_.* | system_user | mxid_age | getdatabaseencoding
     | (?:array|record|domain|enum|range|multirange|any.*|cstring|void|trigger|refcursor)_?(?:in|out|recv|send)
     )$""",
@@ -51,7 +54,7 @@ _BARRED_ARGUMENT_NAMES = """
 _BARRED_ARGUMENTS = frozenset(_BARRED_ARGUMENT_NAMES.split())
 
 _BARRED_TYPES = re.compile(
-    r"^(?:reg(?!config$).*|pg_.*|cstring|aclitem|refcursor|gtsvector|txid_snapshot|xid8?|cid|tid|oid|oidvector|int2vector)$"
+    r"^(?:reg(?!config$).*|pg_.*|path|polygon|cstring|aclitem|refcursor|gtsvector|txid_snapshot|xid8?|cid|tid|oid|oidvector|int2vector)$"
 )
 
 _FUNCTIONS = """

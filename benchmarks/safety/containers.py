@@ -237,6 +237,20 @@ HARMFUL_EXPRESSIONS = (
     "('/etc/passwd'::text).pg_read_file",
     "(SELECT x.pg_read_file FROM unnest(ARRAY['/etc/passwd']) AS x)",
     "(SELECT content FROM extensions.http_get('http://evil.example/'))",
+    # What no time limit ends.
+    "(SELECT (array_agg(g) && array_agg(-g))::text FROM generate_series(1, 40000) AS g)",
+    "(SELECT (s.a @> s.b)::text FROM (SELECT jsonb_agg(g) AS a, jsonb_agg(-g) AS b FROM generate_series(1, 9) g) s)",
+    (
+        "(SELECT translate(string_agg(repeat('b', 10000), ''), string_agg(repeat('a', 100), ''), '')"
+        " FROM generate_series(1, 100))"
+    ),
+    (
+        "(SELECT (string_agg(repeat('a', 10000), '') LIKE '%' || string_agg(repeat('a', 1000), '') || 'b%')::text"
+        " FROM generate_series(1, 50))"
+    ),
+    "(SELECT xpath('//*[count(//*) > 0]', xmlagg(xmlelement(name a)))::text FROM generate_series(1, 1500))",
+    "('((0,0),(1,1))'::path <-> '((5,5))'::path)::text",
+    "format('%1000000000s', 'x')",
 )
 HARMFUL_RELATIONS = (
     "auth.users",
@@ -249,6 +263,7 @@ HARMFUL_RELATIONS = (
     "ROWS FROM (lower('a'), ts_stat('SELECT 1'))",
     "LATERAL (SELECT set_config('a.b', 'c', false))",
     "net.http_request_queue",
+    "XMLTABLE('//*[count(//*) > 0]' PASSING xmlelement(name a) COLUMNS x text PATH '.')",
 )
 HARMFUL_STATEMENTS = (
     "DELETE FROM public.orders",

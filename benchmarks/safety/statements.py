@@ -303,10 +303,9 @@ def ground_on(url: str) -> Iterator[Ground]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def debian_ground() -> Iterator[Ground | None]:
-    """On a server of its own from Debian's programs, in a folder that only its account enters; `None` without them."""
-    programs = next(
+def debian_programs() -> Path | None:
+    """The folder of Debian's server with the contrib extensions; `None` where it is not installed."""
+    return next(
         (
             folder
             for folder in sorted(_DEBIAN.glob("*/bin"))
@@ -315,6 +314,12 @@ def debian_ground() -> Iterator[Ground | None]:
         ),
         None,
     )
+
+
+@contextmanager
+def debian_ground() -> Iterator[Ground | None]:
+    """On a server of its own from Debian's programs, in a folder that only its account enters; `None` without them."""
+    programs = debian_programs()
     if programs is None:
         yield None
         return

@@ -53,6 +53,41 @@ BEGIN
 END
 $$;
 
+CREATE TABLE agent_private.server_secret (
+    purpose text PRIMARY KEY CHECK (purpose <> ''),
+    secret text NOT NULL CHECK (secret ~ '^[0-9a-f]{64}$'),
+    made_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE agent_private.server_secret IS 'Random secrets that the servers of this database share and no client knows.';
+SELECT agent_private.guard('agent_private.server_secret');
+REVOKE UPDATE, DELETE ON agent_private.server_secret FROM agent_app;
+CREATE POLICY of_servers ON agent_private.server_secret TO agent_app
+    USING ((SELECT current_setting('agent.reach', true)) = 'everywhere');
+
+-- The secret that the servers of this database share for a purpose, made when it is first asked for; never for a
+-- user's token. 'seal': graph states, paused tools, sessions of reviewers.
+CREATE FUNCTION public.server_secret(purpose text)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter_as_server();
+    found text;
+BEGIN
+    SELECT s.secret INTO found FROM agent_private.server_secret s WHERE s.purpose = server_secret.purpose;
+    IF found IS NULL THEN
+        -- Whoever comes second waits for the first and then reads what is there.
+        INSERT INTO agent_private.server_secret (purpose, secret)
+        VALUES (server_secret.purpose, encode(sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())), 'hex'))
+        ON CONFLICT DO NOTHING;
+        SELECT s.secret INTO found FROM agent_private.server_secret s WHERE s.purpose = server_secret.purpose;
+    END IF;
+    PERFORM agent_private.leave(previous);
+    RETURN to_jsonb(found);
+END
+$$;
+
 CREATE TABLE public.approval_batch (
     tenant_id text NOT NULL CHECK (tenant_id <> ''),
     batch_id uuid NOT NULL,
@@ -110,6 +145,7 @@ CREATE TABLE public.human_approval_queue (
     replaces uuid,
     replaced_by uuid,
     edited_by text,
+    tainted boolean NOT NULL DEFAULT false,
     fingerprint text,
     tables text[] NOT NULL DEFAULT '{}',
     rows bigint,
@@ -126,11 +162,14 @@ CREATE TABLE public.human_approval_queue (
 COMMENT ON TABLE public.human_approval_queue IS 'One call that waits, or waited, for the yes of a person; bound to its exact arguments by their hash.';
 COMMENT ON COLUMN public.human_approval_queue.reason IS 'What the model says it is for: a claim, shown as such.';
 COMMENT ON COLUMN public.human_approval_queue.approvers IS 'Who may decide; nobody where it is empty.';
+COMMENT ON COLUMN public.human_approval_queue.tainted IS 'Whether the run that asks had read untrusted text: then an edit of it counts as one level more dangerous too.';
 COMMENT ON COLUMN public.human_approval_queue.ticket_hash IS 'sha256 of the ticket that the one claimer holds.';
 COMMENT ON COLUMN public.human_approval_queue.version IS 'Goes up with each change, so that messages know when they are old.';
 CREATE INDEX human_approval_queue_batch ON public.human_approval_queue (tenant_id, batch_id);
 CREATE INDEX human_approval_queue_by_time ON public.human_approval_queue (tenant_id, requested_at DESC);
 CREATE INDEX human_approval_queue_open ON public.human_approval_queue (expires_at) WHERE state IN ('pending', 'approved', 'executing');
+CREATE INDEX human_approval_queue_waiting ON public.human_approval_queue (tenant_id, requested_at)
+    WHERE state IN ('pending', 'approved', 'executing');
 CREATE INDEX human_approval_queue_changed ON public.human_approval_queue (changed_at);
 CREATE INDEX human_approval_queue_requester ON public.human_approval_queue (tenant_id, requested_by);
 CREATE UNIQUE INDEX human_approval_queue_ticket_hash ON public.human_approval_queue (ticket_hash) WHERE ticket_hash IS NOT NULL;
@@ -192,7 +231,7 @@ CREATE TABLE public.approval_seen (
     seen_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (channel, delivery_key)
 );
-COMMENT ON TABLE public.approval_seen IS 'Deliveries and clicks that were taken, for a day: what comes a second time is a replay.';
+COMMENT ON TABLE public.approval_seen IS 'Deliveries and clicks that were taken, for a day, and answers to pauses of graphs, for eight: what comes a second time is a replay.';
 CREATE INDEX approval_seen_by_time ON public.approval_seen (seen_at);
 
 CREATE TABLE public.approval_rule (
@@ -282,10 +321,10 @@ BEGIN
             RAISE EXCEPTION 'an approval that is % does not become %', OLD.state, NEW.state USING ERRCODE = 'check_violation';
         END IF;
         IF (NEW.tenant_id, NEW.approval_id, NEW.batch_id, NEW.request_key, NEW.kind, NEW.tool, NEW.tool_version, NEW.args_hash, NEW.risk,
-            NEW.approvers, NEW.required_votes, NEW.expires_at, NEW.edited_by)
+            NEW.approvers, NEW.required_votes, NEW.expires_at, NEW.edited_by, NEW.tainted)
            IS DISTINCT FROM
            (OLD.tenant_id, OLD.approval_id, OLD.batch_id, OLD.request_key, OLD.kind, OLD.tool, OLD.tool_version, OLD.args_hash, OLD.risk,
-            OLD.approvers, OLD.required_votes, OLD.expires_at, OLD.edited_by) THEN
+            OLD.approvers, OLD.required_votes, OLD.expires_at, OLD.edited_by, OLD.tainted) THEN
             RAISE EXCEPTION 'what an approval is for does not change' USING ERRCODE = 'check_violation';
         END IF;
         NEW.version := OLD.version + 1;
@@ -359,12 +398,25 @@ END
 $$;
 
 -- The state of an approval by the clock: what is past its time is expired, whether or not somebody has said so yet.
+-- The yes to a version of a tool is an exception, here and in list_approvals() and tend_approvals(): it is no call that
+-- must run soon, and it stays until it is taken up.
 CREATE FUNCTION agent_private.approval_state(a public.human_approval_queue)
 RETURNS text
 LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT CASE WHEN a.state IN ('pending', 'approved') AND a.expires_at <= clock_timestamp() THEN 'expired' ELSE a.state END;
+    SELECT CASE WHEN (a.state = 'pending' OR (a.state = 'approved' AND a.kind <> 'tool_version'))
+                     AND a.expires_at <= clock_timestamp() THEN 'expired' ELSE a.state END;
+$$;
+
+-- The hash of what an approval is for and who may decide, as the chain keeps it; what was erased has another one.
+CREATE FUNCTION agent_private.approval_digest(a public.human_approval_queue)
+RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT agent_private.chain_hash('', jsonb_build_array(
+        a.approval_id, a.arguments, a.arguments_shown, a.summary, a.reason, a.effects, a.bounds, a.approvers, a.tainted)::text);
 $$;
 
 -- An approval with its votes, its pause and its messages, as all functions give it.
@@ -451,7 +503,8 @@ $$;
 
 -- Ask for an approval: see docs/reference/storage-functions.md for the keys of request. The same request_key gives back
 -- the same approval; another call under it raises PT409. With replaces, the approval named is cancelled and the
--- new one is asked for by whom the old one was; edited_by must be one of its approvers. Returns the approval.
+-- new one is asked for by whom the old one was; edited_by must be one of its approvers, and the new one is never less
+-- strict: as many votes at least, nobody else to decide, no lower risk, as tainted. Returns the approval.
 CREATE FUNCTION public.request_approval(identity jsonb, request jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
@@ -509,6 +562,14 @@ BEGIN
                OR old.requested_by = ANY (agent_private.texts(request -> 'edited_user_ids'))) THEN
                 PERFORM agent_private.refuse('PT403', 'nobody edits and approves what they asked for themselves');
             END IF;
+            IF coalesce((request ->> 'required_votes')::integer, CASE WHEN request ->> 'risk' = 'DESTRUCTIVE' THEN 2 ELSE 1 END)
+                   < old.required_votes
+               OR NOT agent_private.texts(request -> 'approvers') <@ old.approvers
+               OR array_position(ARRAY['READ', 'WRITE', 'DESTRUCTIVE'], request ->> 'risk')
+                   < array_position(ARRAY['READ', 'WRITE', 'DESTRUCTIVE'], old.risk)
+               OR request ->> 'approved_by' IS NOT NULL THEN
+                PERFORM agent_private.refuse('PT422', 'an edit needs as many votes, of the same people, for no lower risk');
+            END IF;
         ELSIF request ->> 'edited_by' IS NOT NULL THEN
             PERFORM agent_private.refuse('PT422', 'edited_by without the approval that is replaced');
         END IF;
@@ -548,6 +609,7 @@ BEGIN
         a.changed_at := a.requested_at;
         a.replaces := old.approval_id;
         a.edited_by := request ->> 'edited_by';
+        a.tainted := coalesce((request ->> 'tainted')::boolean, false) OR coalesce(old.tainted, false);
         a.fingerprint := nullif(request ->> 'fingerprint', '');
         a.tables := agent_private.texts(request -> 'tables');
         a.rows := (request ->> 'rows')::bigint;
@@ -597,13 +659,17 @@ BEGIN
         SELECT q.* INTO a FROM public.human_approval_queue q WHERE q.approval_id = a.approval_id;
         IF old.approval_id IS NOT NULL THEN
             PERFORM agent_private.append_event(tenant, old.approval_id, 'cancelled', a.edited_by,
-                                               jsonb_build_object('replaced_by', a.approval_id));
+                                               jsonb_build_object('replaced_by', a.approval_id, 'decided_by', ARRAY[a.edited_by]));
         END IF;
         PERFORM agent_private.append_event(tenant, a.approval_id, 'requested', a.requested_by, jsonb_build_object(
             'tool', a.tool, 'tool_version', a.tool_version, 'risk', a.risk, 'args_hash', a.args_hash,
-            'required_votes', a.required_votes, 'edited_by', a.edited_by));
+            'required_votes', a.required_votes, 'edited_by', a.edited_by, 'content_hash', agent_private.approval_digest(a)));
+        PERFORM agent_private.append_event(tenant, a.approval_id, 'voted', v.voter, jsonb_build_object(
+            'verdict', v.verdict, 'channel', v.channel, 'args_hash', a.args_hash))
+        FROM public.approval_vote v WHERE v.approval_id = a.approval_id;
         IF actor IS NOT NULL THEN
-            PERFORM agent_private.append_event(tenant, a.approval_id, 'approved', actor, jsonb_build_object('args_hash', a.args_hash));
+            PERFORM agent_private.append_event(tenant, a.approval_id, 'approved', actor,
+                                               jsonb_build_object('args_hash', a.args_hash, 'decided_by', a.decided_by));
         END IF;
     END IF;
     SELECT q.* INTO a FROM public.human_approval_queue q WHERE q.approval_id = a.approval_id;
@@ -635,7 +701,9 @@ BEGIN
 END
 $$;
 
--- Approvals of a tenant, newest first. wanted: state, states, batch_id, session_id, limit (at most 1,000; else 100).
+-- Approvals of a tenant, newest first, or from the oldest on where wanted.oldest_first is true. wanted: state, states,
+-- batch_id, session_id, begins (of the id, hex digits), after ({requested_at, approval_id} of the last one seen), limit
+-- (at most 1,000; else 100). What is open comes from human_approval_queue_waiting, all else from _by_time.
 CREATE FUNCTION public.list_approvals(identity jsonb, wanted jsonb DEFAULT '{}')
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
@@ -644,6 +712,15 @@ AS $$
 DECLARE
     previous text[];
     found jsonb;
+    -- By the clock, what is open may be expired, and never the other way round.
+    only_open boolean;
+    wanted_states text[];
+    moment timestamptz := clock_timestamp();
+    digits text;
+    first_id uuid;
+    last_id uuid;
+    after_time timestamptz;
+    after_id uuid;
 BEGIN
     identity := agent_private.document(identity);
     wanted := agent_private.document(wanted);
@@ -651,14 +728,69 @@ BEGIN
     IF previous IS NULL THEN
         RETURN '[]';
     END IF;
+    IF wanted -> 'states' IS NOT NULL THEN
+        wanted_states := agent_private.texts(wanted -> 'states');
+    END IF;
+    IF wanted ->> 'state' IS NOT NULL THEN
+        wanted_states := CASE WHEN wanted_states IS NULL OR wanted ->> 'state' = ANY (wanted_states)
+                              THEN ARRAY[wanted ->> 'state'] ELSE '{}' END;
+    END IF;
+    only_open := coalesce(wanted ->> 'state' IN ('pending', 'approved', 'executing'), false);
+    digits := replace(wanted ->> 'begins', '-', '');
+    first_id := rpad(digits, 32, '0')::uuid;
+    last_id := rpad(digits, 32, 'f')::uuid;
+    after_time := (wanted #>> '{after,requested_at}')::timestamptz;
+    after_id := (wanted #>> '{after,approval_id}')::uuid;
+    IF (wanted -> 'oldest_first') = 'true' THEN
+        SELECT coalesce(jsonb_agg(agent_private.approval_document(x.a) ORDER BY x.requested_at, x.approval_id), '[]') INTO found
+        FROM (SELECT a, a.requested_at, a.approval_id FROM public.human_approval_queue a
+              WHERE a.tenant_id = current_setting('agent.tenant_id')
+                AND (NOT only_open OR a.state IN ('pending', 'approved', 'executing'))
+                -- agent_private.approval_state(a) = ANY (wanted_states), in terms that the planner has statistics of
+                AND (wanted_states IS NULL
+                     OR (a.state = ANY (wanted_states) AND NOT (a.state IN ('pending', 'approved') AND (a.state = 'pending' OR a.kind <> 'tool_version') AND a.expires_at <= moment))
+                     OR ('expired' = ANY (wanted_states) AND a.state IN ('pending', 'approved') AND (a.state = 'pending' OR a.kind <> 'tool_version') AND a.expires_at <= moment))
+                AND (wanted ->> 'batch_id' IS NULL OR a.batch_id = (wanted ->> 'batch_id')::uuid)
+                AND (wanted ->> 'session_id' IS NULL OR a.session_id = wanted ->> 'session_id')
+                AND (digits IS NULL OR a.approval_id BETWEEN first_id AND last_id)
+                AND (after_time IS NULL OR (a.requested_at, a.approval_id) > (after_time, after_id))
+              ORDER BY a.requested_at, a.approval_id LIMIT least(coalesce((wanted ->> 'limit')::integer, 100), 1000)) AS x;
+        PERFORM agent_private.leave(previous);
+        RETURN found;
+    END IF;
     SELECT coalesce(jsonb_agg(agent_private.approval_document(x.a) ORDER BY x.requested_at DESC, x.approval_id), '[]') INTO found
     FROM (SELECT a, a.requested_at, a.approval_id FROM public.human_approval_queue a
           WHERE a.tenant_id = current_setting('agent.tenant_id')
-            AND (wanted ->> 'state' IS NULL OR agent_private.approval_state(a) = wanted ->> 'state')
-            AND (wanted -> 'states' IS NULL OR agent_private.approval_state(a) = ANY (agent_private.texts(wanted -> 'states')))
+            AND (NOT only_open OR a.state IN ('pending', 'approved', 'executing'))
+            -- agent_private.approval_state(a) = ANY (wanted_states), in terms that the planner has statistics of
+            AND (wanted_states IS NULL
+                 OR (a.state = ANY (wanted_states) AND NOT (a.state IN ('pending', 'approved') AND (a.state = 'pending' OR a.kind <> 'tool_version') AND a.expires_at <= moment))
+                 OR ('expired' = ANY (wanted_states) AND a.state IN ('pending', 'approved') AND (a.state = 'pending' OR a.kind <> 'tool_version') AND a.expires_at <= moment))
             AND (wanted ->> 'batch_id' IS NULL OR a.batch_id = (wanted ->> 'batch_id')::uuid)
             AND (wanted ->> 'session_id' IS NULL OR a.session_id = wanted ->> 'session_id')
+            AND (digits IS NULL OR a.approval_id BETWEEN first_id AND last_id)
+            AND (after_time IS NULL OR a.requested_at < after_time OR (a.requested_at = after_time AND a.approval_id > after_id))
           ORDER BY a.requested_at DESC, a.approval_id LIMIT least(coalesce((wanted ->> 'limit')::integer, 100), 1000)) AS x;
+    PERFORM agent_private.leave(previous);
+    RETURN found;
+END
+$$;
+
+-- How many approvals wait for a decision in these tenants, NULL: in all: {tenant_id: count}, without those that have
+-- none. Leans on human_approval_queue_open.
+CREATE FUNCTION public.count_waiting(tenants text[])
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter_as_server();
+    found jsonb;
+BEGIN
+    SELECT coalesce(jsonb_object_agg(x.tenant_id, x.waiting), '{}') INTO found
+    FROM (SELECT a.tenant_id, count(*) AS waiting FROM public.human_approval_queue a
+          WHERE a.state = 'pending' AND a.expires_at > clock_timestamp() AND (tenants IS NULL OR a.tenant_id = ANY (tenants))
+          GROUP BY a.tenant_id) AS x;
     PERFORM agent_private.leave(previous);
     RETURN found;
 END
@@ -782,7 +914,8 @@ BEGIN
                 'details', jsonb_build_object('verdict', decision ->> 'verdict', 'channel', decision ->> 'channel', 'args_hash', a.args_hash));
             IF state_now <> 'pending' THEN
                 told := told || jsonb_build_object('approval_id', a.approval_id, 'what', state_now, 'actor', decision ->> 'decided_by',
-                                                   'details', jsonb_build_object('args_hash', a.args_hash));
+                                                   'details', jsonb_build_object('args_hash', a.args_hash, 'decided_by', (
+                    SELECT q.decided_by FROM public.human_approval_queue q WHERE q.approval_id = a.approval_id)));
             END IF;
         END IF;
     END LOOP;
@@ -885,6 +1018,7 @@ DECLARE
     previous text[] := agent_private.enter_as_server();
     taken jsonb := '[]';
     due record;
+    lately timestamptz := clock_timestamp() - interval '1 day';  -- in a variable the index is used
 BEGIN
     INSERT INTO public.approval_delivery (tenant_id, batch_id, channel)
     SELECT DISTINCT a.tenant_id, a.batch_id, c.channel
@@ -897,13 +1031,13 @@ BEGIN
     ON CONFLICT DO NOTHING;
     FOR due IN
         SELECT d.*, v.version AS version_now, v.escalated
-        FROM public.approval_delivery d
+        FROM (SELECT DISTINCT a.tenant_id, a.batch_id FROM public.human_approval_queue a
+              WHERE a.changed_at > lately) AS recent
+        JOIN public.approval_delivery d ON d.tenant_id = recent.tenant_id AND d.batch_id = recent.batch_id
         CROSS JOIN LATERAL (SELECT sum(a.version) AS version, bool_or(a.escalated_at IS NOT NULL) AS escalated,
                                    max(a.changed_at) AS changed_at, bool_or(a.state = 'pending') AS waits
                             FROM public.human_approval_queue a WHERE a.batch_id = d.batch_id AND a.tenant_id = d.tenant_id) AS v
-        WHERE d.batch_id IN (SELECT a.batch_id FROM public.human_approval_queue a
-                             WHERE a.changed_at > clock_timestamp() - interval '1 day')
-          AND d.channel = ANY (channels) AND d.deliver_after <= clock_timestamp() AND d.delivered_version < v.version
+        WHERE d.channel = ANY (channels) AND d.deliver_after <= clock_timestamp() AND d.delivered_version < v.version
           AND (d.ref IS NOT NULL OR v.waits)
         ORDER BY d.batch_id, d.channel LIMIT 50
         FOR UPDATE OF d SKIP LOCKED
@@ -1037,7 +1171,7 @@ BEGIN
 END
 $$;
 
--- Whether a delivery of a channel comes for the first time; forgotten after a day.
+-- Whether a delivery of a channel comes for the first time; forgotten after a day, in LangGraph's own channel after eight.
 CREATE FUNCTION public.remember_delivery(channel text, delivery_key text)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER

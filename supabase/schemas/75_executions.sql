@@ -214,6 +214,10 @@ BEGIN
         WHEN a.approval_id IS NULL THEN 'there is no such approval'
         WHEN a.args_hash IS DISTINCT FROM claim_approval.args_hash THEN 'it was given for other arguments'
         WHEN agent_private.approval_state(a) <> 'approved' THEN format('it is %s', agent_private.approval_state(a))
+        WHEN agent_private.approval_digest(a) IS DISTINCT FROM (
+            SELECT e.details ->> 'content_hash' FROM public.approval_event e
+            WHERE e.tenant_id = tenant AND e.approval_id = a.approval_id AND e.what = 'requested' ORDER BY e.number LIMIT 1)
+            THEN 'its row was changed after it was asked for'
         WHEN agent_private.halted(tenant, a.agent_id, a.tool) IS NOT NULL THEN 'execution is halted'
     END;
     IF why IS NULL THEN
@@ -301,7 +305,7 @@ END
 $$;
 
 -- finish_execution for the login that writes, inside the transaction of its write: both are committed or neither. The
--- tenant is that of the ticket; an execution that was given up meanwhile raises PT409, which undoes the write.
+-- tenant is that of the login, and of the ticket for an owner who takes the role; an execution that was given up meanwhile raises PT409, which undoes the write.
 CREATE FUNCTION public.finish_write(ticket text, entry jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
@@ -311,7 +315,7 @@ DECLARE
     previous text[] := agent_private.enter_everywhere();
     receipt jsonb;
 BEGIN
-    receipt := agent_private.finish(NULL, ticket, agent_private.document(entry), true);
+    receipt := agent_private.finish(agent_private.sql_tenant(), ticket, agent_private.document(entry), true);
     PERFORM agent_private.leave(previous);
     RETURN receipt;
 END
@@ -521,6 +525,8 @@ $$;
 
 -- Compute both chains of a tenant anew: {rows, intact, first_broken, approvals: {rows, first_broken}}. first_broken is
 -- the number of the first row that is not what was written or is missing; one past the last where the end was cut off.
+-- The events also say what an approval was for, who asked and who decided: of one whose row or votes say otherwise, the
+-- event that asked for it counts as broken, and one past the last where nothing asked for it.
 -- Arguments may be missing where a user was erased.
 CREATE FUNCTION public.verify_executions(identity jsonb)
 RETURNS jsonb
@@ -536,6 +542,7 @@ DECLARE
     event_rows bigint;
     event_broken bigint;
     event_hash text;
+    changed bigint;
     head_number bigint;
     head_hash text;
 BEGIN
@@ -557,17 +564,49 @@ BEGIN
     IF event_broken IS NULL AND (coalesce(head_number, 0), coalesce(head_hash, '')) <> (event_rows, coalesce(event_hash, '')) THEN
         event_broken := event_rows + 1;
     END IF;
+    WITH events AS (SELECT e.* FROM public.approval_event e WHERE e.tenant_id = tenant),
+    asked AS (SELECT e.* FROM events e WHERE e.what = 'requested'),
+    ended AS (SELECT DISTINCT ON (e.approval_id) e.approval_id, e.what, e.details -> 'decided_by' AS decided_by
+              FROM events e WHERE e.details ? 'decided_by' ORDER BY e.approval_id, e.number DESC),
+    said AS (SELECT DISTINCT ON (e.approval_id, e.actor) e.approval_id, e.actor, e.details ->> 'verdict' AS verdict
+             FROM events e WHERE e.what = 'voted' ORDER BY e.approval_id, e.actor, e.number DESC),
+    miscounted AS (SELECT coalesce(s.approval_id, v.approval_id) AS approval_id
+                   FROM said s
+                   FULL JOIN (SELECT o.* FROM public.approval_vote o WHERE o.tenant_id = tenant) v
+                       ON v.approval_id = s.approval_id AND v.voter = s.actor
+                   WHERE v.verdict IS DISTINCT FROM s.verdict),
+    erased AS (SELECT t::uuid AS approval_id FROM events e, jsonb_array_elements_text(e.details -> 'approval_ids') AS t
+               WHERE e.what = 'erased')
+    SELECT min(coalesce(k.number, event_rows + 1)) INTO changed
+    FROM asked k
+    FULL JOIN (SELECT q.* FROM public.human_approval_queue q WHERE q.tenant_id = tenant) a ON a.approval_id = k.approval_id
+    LEFT JOIN ended d ON d.approval_id = a.approval_id
+    WHERE k.number IS NULL OR a.approval_id IS NULL
+       OR (a.requested_by, a.tool, a.tool_version, a.risk, a.args_hash, a.required_votes::text, a.edited_by) IS DISTINCT FROM
+          (k.actor, k.details ->> 'tool', k.details ->> 'tool_version', k.details ->> 'risk', k.details ->> 'args_hash',
+           k.details ->> 'required_votes', k.details ->> 'edited_by')
+       OR to_jsonb(a.decided_by) <> coalesce(d.decided_by, '[]')
+       OR (a.state IN ('approved', 'executing', 'executed', 'failed', 'unknown') AND d.what IS DISTINCT FROM 'approved')
+       OR (a.state = 'rejected' AND d.what IS DISTINCT FROM 'rejected')
+       OR a.approval_id IN (SELECT m.approval_id FROM miscounted m)
+       OR (k.details ->> 'content_hash' IS DISTINCT FROM agent_private.approval_digest((
+               SELECT q FROM public.human_approval_queue q WHERE q.approval_id = a.approval_id))
+           AND NOT (a.arguments = '{}' AND a.arguments_shown IS NULL
+                    AND a.approval_id IN (SELECT x.approval_id FROM erased x)));
+    event_broken := least(event_broken, changed);
     SELECT count(*), min(x.should) FILTER (WHERE NOT x.fine), (array_agg(x.row_hash ORDER BY x.should DESC))[1]
     INTO log_rows, log_broken, log_hash
     FROM (SELECT row_number() OVER w AS should, l.row_hash,
                  l.log_id = row_number() OVER w AND l.previous_hash = coalesce(lag(l.row_hash) OVER w, '')
                  AND l.row_hash = agent_private.chain_hash(l.previous_hash, agent_private.execution_text(l))
                  AND CASE WHEN d.log_id IS NOT NULL THEN agent_private.details_hash(d) = l.details_hash
-                          ELSE EXISTS (SELECT FROM public.approval_event e
-                                       WHERE e.tenant_id = tenant AND e.what = 'erased' AND e.details -> 'log_ids' @> to_jsonb(l.log_id))
+                          ELSE gone.log_id IS NOT NULL
                      END AS fine
           FROM public.agent_execution_log l
           LEFT JOIN public.agent_execution_details d ON d.tenant_id = l.tenant_id AND d.log_id = l.log_id
+          LEFT JOIN (SELECT DISTINCT g.id::bigint AS log_id
+                     FROM public.approval_event e CROSS JOIN LATERAL jsonb_array_elements_text(e.details -> 'log_ids') AS g (id)
+                     WHERE e.tenant_id = tenant AND e.what = 'erased') AS gone ON gone.log_id = l.log_id
           WHERE l.tenant_id = tenant
           WINDOW w AS (ORDER BY l.log_id)) AS x;
     SELECT max(c.number), max(c.row_hash) INTO head_number, head_hash FROM public.agent_chain c
@@ -599,10 +638,13 @@ DECLARE
 BEGIN
     DELETE FROM public.approval_seen s WHERE (s.channel, s.delivery_key) IN (
         SELECT o.channel, o.delivery_key FROM public.approval_seen o
-        WHERE o.seen_at < clock_timestamp() - interval '1 day' LIMIT 1000 FOR UPDATE SKIP LOCKED);
+        WHERE o.seen_at < clock_timestamp() - interval '1 day'
+          -- LangGraph gives a node its earlier answers again as long as an approval lives, which is 7 days at most.
+          AND (o.channel NOT IN ('interrupt', 'decision interrupt') OR o.seen_at < clock_timestamp() - interval '8 days')
+        ORDER BY o.seen_at LIMIT 1000 FOR UPDATE SKIP LOCKED);
     FOR due IN
         SELECT a.* FROM public.human_approval_queue a
-        WHERE (a.state IN ('pending', 'approved') AND a.expires_at <= clock_timestamp())
+        WHERE (a.state IN ('pending', 'approved') AND (a.state = 'pending' OR a.kind <> 'tool_version') AND a.expires_at <= clock_timestamp())
            OR (a.state = 'pending' AND a.escalated_at IS NULL AND a.escalate_at <= clock_timestamp())
            OR (a.state = 'executing' AND a.claimed_at <= clock_timestamp() - make_interval(secs => executing_seconds))
         ORDER BY a.approval_id LIMIT 500
@@ -662,6 +704,7 @@ DECLARE
     details bigint;
     paused bigint;
     gone bigint[];
+    emptied uuid[];
     closed uuid[];
     closed_id uuid;
 BEGIN
@@ -669,6 +712,8 @@ BEGIN
     WHERE a.tenant_id = the_tenant AND a.requested_by = the_user ORDER BY a.approval_id FOR UPDATE;
     SELECT coalesce(array_agg(a.approval_id ORDER BY a.approval_id), '{}') INTO closed FROM public.human_approval_queue a
     WHERE a.tenant_id = the_tenant AND a.requested_by = the_user AND a.state IN ('pending', 'approved');
+    SELECT coalesce(array_agg(a.approval_id ORDER BY a.approval_id), '{}') INTO emptied FROM public.human_approval_queue a
+    WHERE a.tenant_id = the_tenant AND a.requested_by = the_user AND a.arguments_shown IS NOT NULL;
     UPDATE public.human_approval_queue a
     SET arguments = '{}', arguments_shown = NULL, summary = '', reason = '', effects = NULL, bounds = NULL,
         state = CASE a.state WHEN 'pending' THEN 'cancelled' WHEN 'approved' THEN 'expired' ELSE a.state END
@@ -685,8 +730,9 @@ BEGIN
         PERFORM agent_private.append_event(the_tenant, closed_id, a.state, NULL, '{"why": "its user was erased"}')
         FROM public.human_approval_queue a WHERE a.approval_id = closed_id;
     END LOOP;
-    IF gone <> '{}' THEN
-        PERFORM agent_private.append_event(the_tenant, NULL, 'erased', NULL, jsonb_build_object('log_ids', gone));
+    IF gone <> '{}' OR emptied <> '{}' THEN
+        PERFORM agent_private.append_event(the_tenant, NULL, 'erased', NULL,
+                                           jsonb_build_object('log_ids', gone, 'approval_ids', emptied));
     END IF;
     RETURN jsonb_build_object('human_approval_queue', asked, 'approval_continuation', paused, 'agent_execution_details', details);
 END

@@ -4,13 +4,15 @@ SELECT agent_private.publish(p.oid::regprocedure, 'private')
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
 WHERE n.nspname = 'agent_private' AND p.proname IN (
     'enter_everywhere', 'enter_as_server', 'refuse_change', 'watch_approval', 'next_of_chain', 'chain_hash', 'event_text', 'append_event',
-    'approval_state', 'approval_document', 'texts', 'settle_approval', 'use_rule', 'objection', 'details_hash', 'execution_text',
+    'approval_state', 'approval_document', 'approval_digest', 'texts', 'settle_approval', 'use_rule', 'objection', 'details_hash', 'execution_text',
     'append_execution', 'halted', 'finish', 'erase_executions', 'watch_tool');
 
 SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
+    'public.server_secret(text)',
     'public.request_approval(jsonb, jsonb)',
     'public.get_approval(jsonb, uuid)',
     'public.list_approvals(jsonb, jsonb)',
+    'public.count_waiting(text[])',
     'public.decide_approvals(jsonb, jsonb)',
     'public.close_approval(jsonb, uuid, text, text)',
     'public.attach_interrupt(jsonb, uuid, jsonb)',

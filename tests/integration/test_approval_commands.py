@@ -280,6 +280,42 @@ def test_a_halt_wants_a_reason_and_a_reviewer(desk: Desk) -> None:
     assert desk.json("approvals", "halts") == []
 
 
+def test_a_standing_rule_is_made_from_a_call_that_was_shown(desk: Desk) -> None:
+    request = {
+        "tool": "execute_sql", "kind": "execution", "arguments": {"sql": "UPDATE t SET a = 1"}, "args_hash": "a" * 64,
+        "risk": "WRITE", "approvers": ["ada", "grace"], "fingerprint": "f", "tables": ["t"], "rows": 3,
+    }  # fmt: skip
+    seen = desk.call("request_approval", request=request)
+    bounds = ("--rows", "5", "--for", "7d", "--uses", "1", "--as", "grace")
+    unasked = desk("approvals", "allow", seen["approval_id"], *bounds)
+    assert (unasked.exit_code, "--yes" in unasked.output) == (2, True)
+    wrong = desk("approvals", "allow", seen["approval_id"], *bounds, "--hash", "b" * 16)
+    assert wrong.exit_code == 1
+    assert (
+        desk("approvals", "allow", seen["approval_id"][:8], "--rows", "5", "--for", "soon", "--yes").exit_code
+        == 2
+    )
+
+    made = desk("approvals", "allow", seen["approval_id"][:8], *bounds, "--hash", "a" * 16)
+    assert made.exit_code == 0, made.output
+    [rule] = desk.json("approvals", "rules")
+    assert (rule["tool"], rule["fingerprint"], rule["tables"], rule["max_rows"], rule["max_uses"], rule["made_by"]) == (
+        "execute_sql", "f", ["t"], 5, 1, "grace",
+    )  # fmt: skip
+    states = [desk.call("request_approval", request=request)["state"] for _ in range(2)]
+    assert states == ["approved", "pending"]
+    assert desk.call("get_approval", the_approval_id=seen["approval_id"])["state"] == "pending"
+
+
+def test_no_standing_rule_for_what_destroys(desk: Desk) -> None:
+    approval = desk.ask(Risk.DESTRUCTIVE)
+    answer = desk(
+        "approvals", "allow", approval.approval_id, "--rows", "5", "--for", "1d", "--as", "ada", "--yes"
+    )
+    assert (answer.exit_code, "DESTRUCTIVE" in answer.output) == (1, True)
+    assert desk.json("approvals", "rules") == []
+
+
 def test_standing_rules_are_listed_and_revoked(desk: Desk) -> None:
     rule = {
         "tool": "execute_sql", "fingerprint": "f1", "tables": ["shop.orders"], "max_rows": 5, "made_by": "ada",

@@ -799,3 +799,90 @@ async def test_the_pages_work_where_the_application_is_mounted_elsewhere(office:
         assert f'action="/agents{path_of(approval)}/decide?tenant=default"' in page.text
         login = await client.get("/agents/approvals", headers={"cookie": ""})
     assert 'name="goes_to" value="/approvals"' in login.text
+
+
+# --- standing rules and long lists -----------------------------------------------------------------------------------
+
+
+SHAPE: dict[str, Any] = {"fingerprint": "f", "tables": ("t",), "rows": 3}
+
+
+async def test_a_reviewer_makes_a_standing_rule_on_the_page(office: Office) -> None:
+    approval = await office.ask(**SHAPE)
+    async with office.browser("ada") as client:
+        page = await client.get(path_of(approval))
+        assert "Allow calls of this shape" in page.text
+        form = form_of(page, "", max_rows="4", hours="2", max_uses="1")
+        without_tick = await client.post(path_of(approval, "/allow"), data=form)
+        assert without_tick.status_code == 422
+        answer = await client.post(path_of(approval, "/allow"), data=form | {"confirmed": "yes"})
+        assert answer.status_code == 303, answer.text
+        assert "standing rule is made" in (await client.get(answer.headers["location"])).text
+    assert await office.state(approval) == "pending"
+    assert (await office.ask(**SHAPE)).state == "approved"
+    assert (await office.ask(**SHAPE)).state == "pending"
+
+
+async def test_a_forged_form_or_somebody_else_makes_no_standing_rule(office: Office) -> None:
+    approval = await office.ask(**SHAPE)
+    fine = {"args_hash": approval.args_hash, "max_rows": 4, "hours": 2}
+    async with office.browser("ada") as client:
+        form = form_of(await client.get(path_of(approval)), "", max_rows="4", hours="2", confirmed="yes")
+        forged = await client.post(
+            path_of(approval, "/allow"), data=form | {"csrf_token": "x"}, headers={"origin": HOST}
+        )
+    async with office.program("eve") as client:
+        of_another_tenant = await client.post(path_of(approval, "/allow"), json=fine)
+    async with office.caller() as client:
+        of_nobody = await client.post(path_of(approval, "/allow"), json=fine)
+    async with office.program("ada") as client:
+        other_call = await client.post(path_of(approval, "/allow"), json=fine | {"args_hash": "0" * 64})
+        no_number = await client.post(path_of(approval, "/allow"), json=fine | {"max_rows": "many"})
+        destroys = await office.ask(Risk.DESTRUCTIVE, **SHAPE)
+        for_destroying = await client.post(
+            path_of(destroys, "/allow"), json=fine | {"args_hash": destroys.args_hash}
+        )
+    answers = (forged, of_another_tenant, of_nobody, other_call, no_number, for_destroying)
+    assert [answer.status_code for answer in answers] == [403, 404, 401, 409, 422, 409]
+    assert await office.database.call("list_standing_rules", BOB) == []
+
+
+async def test_however_many_wait_the_oldest_is_on_the_page_and_all_can_be_reached(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.server.approval_routes._PAGE", 2)
+    asked = [await office.ask() for _ in range(5)]
+    found: list[str] = []
+    async with office.browser("ada") as client:
+        address: str | None = "/approvals"
+        while address is not None:
+            page = await client.get(address)
+            found += re.findall(r'class="row risk-write" href="/approvals/([0-9a-f-]{36})', page.text)
+            more = re.search(r'rel="next" href="([^"]+)"', page.text)
+            address = html.unescape(more[1]) if more else None
+    assert found == [approval.approval_id for approval in asked]
+
+    async with office.program("ada") as client:
+        for order in ("oldest", "newest"):
+            listed: list[str] = []
+            query = {"state": "pending", "limit": "2", "order": order}
+            while True:
+                answer = (await client.get("/approvals.json", params=query)).json()
+                listed += [one["approval_id"] for one in answer["approvals"]]
+                if answer["next"] is None:
+                    break
+                query["after"] = answer["next"]
+            assert listed == (found if order == "oldest" else found[::-1])
+        assert (await client.get("/approvals.json", params={"after": "x"})).status_code == 422
+
+
+async def test_the_page_says_whose_requests_it_shows_and_where_others_wait(office: Office) -> None:
+    await office.ask()
+    await office.ask(identity=BOB.with_(tenant_id="elsewhere"))
+    async with office.browser("ada") as client:
+        page = await client.get("/approvals")
+        assert "Of tenant default" in page.text
+        assert '<a href="/approvals?tenant=elsewhere">elsewhere</a> (1)' in page.text
+        assert "Of tenant elsewhere" in (await client.get("/approvals?tenant=elsewhere")).text
+    async with office.browser("eve") as client:
+        assert "default" not in (await client.get("/approvals")).text

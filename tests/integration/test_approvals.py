@@ -335,6 +335,38 @@ async def test_who_edits_something_destructive_does_not_approve_it(database: Pos
     assert (await decided(database, a_decision(new, "eve")))["approvals"][0]["state"] == "approved"
 
 
+@pytest.mark.parametrize(
+    "looser",
+    [
+        {"required_votes": 1},
+        {"required_votes": None},
+        {"approvers": ["bob", "eve", "carl"]},
+        {"risk": "READ"},
+        {"approved_by": "policy:1"},
+    ],
+)
+async def test_an_edit_is_never_less_strict_than_what_it_replaces(
+    database: PostgresDatabase, looser: dict[str, Any]
+) -> None:
+    strict: dict[str, Any] = {"required_votes": 2, "approvers": ["bob", "eve"], "tainted": True}
+    old = await asked(database, **strict)
+    edit: dict[str, Any] = {
+        "replaces": old["approval_id"],
+        "edited_by": "bob",
+        **strict,
+        "args_hash": OTHER_HASH,
+    }
+
+    with pytest.raises(InvalidLearning, match="as many votes, of the same people"):
+        await asked(database, **edit | looser)
+
+    assert (await get(database, old))["state"] == "pending"
+    new = await asked(database, **edit | {"tainted": False})
+    assert (new["state"], [vote["voter"] for vote in new["votes"]]) == ("pending", ["bob"])
+    assert new["tainted"] is True
+    assert (await decided(database, a_decision(new, "eve")))["approvals"][0]["decided_by"] == ["bob", "eve"]
+
+
 async def test_only_who_may_decide_may_edit_and_only_what_waits(database: PostgresDatabase) -> None:
     old = await asked(database)
     for more in (
@@ -580,6 +612,67 @@ async def test_a_standing_rule_is_not_for_its_maker_nor_another_tenant_nor_when_
 async def test_a_standing_rule_without_bounds_is_refused(database: PostgresDatabase, lacking: str) -> None:
     with pytest.raises(InvalidLearning):
         await database.call("save_standing_rule", ADA, rule={k: v for k, v in RULE.items() if k != lacking})
+
+
+async def test_approvals_are_listed_from_either_end_page_by_page_and_by_the_beginning_of_an_id(
+    database: PostgresDatabase,
+) -> None:
+    made = [await asked(database) for _ in range(3)]
+    ids = [each["approval_id"] for each in made]
+
+    async def listed(**wanted: Any) -> list[str]:
+        found = await database.call("list_approvals", ADA, wanted=wanted)
+        return [each["approval_id"] for each in found]
+
+    assert await listed() == ids[::-1]
+    assert await listed(oldest_first=True, state="pending") == ids
+    middle = {name: made[1][name] for name in ("requested_at", "approval_id")}
+    assert await listed(after=middle) == ids[:1]
+    assert await listed(after=middle, oldest_first=True) == ids[2:]
+    assert await listed(begins=ids[1][:13]) == [ids[1]]
+    assert await listed(begins=ids[1], oldest_first=True) == [ids[1]]
+    assert await database.call("count_waiting", tenants=None) == {"default": 3}
+    assert await database.call("count_waiting", tenants=["other"]) == {}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        """list_approvals('{"tenant_id": "default"}', '{"state": "pending", "limit": 1000}')""",
+        """list_approvals('{"tenant_id": "default"}', '{"state": "pending", "oldest_first": true}')""",
+        """list_approvals('{"tenant_id": "default"}', '{"begins": "7d1c7"}')""",
+        "take_deliveries('{slack}', 60)",
+        "count_waiting(NULL)",
+    ],
+)
+async def test_what_is_over_is_not_read_again_and_again(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase, call: str
+) -> None:
+    await asked(database)
+    with psycopg.connect(learning_database.url) as connection:
+        connection.execute("ALTER TABLE human_approval_queue DISABLE TRIGGER USER")
+        connection.execute(
+            """
+            WITH old AS (INSERT INTO approval_batch (tenant_id, batch_id, opened_at)
+                         SELECT 'default', gen_random_uuid(), now() FROM generate_series(1, 5000) RETURNING *),
+                 told AS (INSERT INTO approval_delivery (tenant_id, batch_id, channel, ref, delivered_version)
+                          SELECT tenant_id, batch_id, 'slack', '{}', 1 FROM old)
+            INSERT INTO human_approval_queue (tenant_id, batch_id, request_key, kind, tool, args_hash, risk, state,
+                                              requested_at, expires_at, escalate_at, changed_at)
+            SELECT tenant_id, batch_id, batch_id::text, 'action', 't', repeat('a', 64), 'WRITE', 'rejected', d, d, d, d
+            FROM old CROSS JOIN LATERAL (SELECT now() - interval '10 days' AS d) AS dated
+            """
+        )
+        connection.commit()
+        connection.execute("ANALYZE")
+    with psycopg.connect(learning_database.url) as connection:
+        connection.execute(f"SELECT {call}".encode())
+        read = connection.execute(
+            "SELECT relname, seq_tup_read + coalesce(idx_tup_fetch, 0) FROM pg_stat_xact_user_tables "
+            "WHERE relname IN ('human_approval_queue', 'approval_batch', 'approval_delivery')"
+        ).fetchall()
+    assert len(read) == 3
+    assert all(count < 500 for _, count in read), read
 
 
 # Messages and resumes

@@ -12,7 +12,7 @@ import pytest
 from agent.database.postgres import PostgresDatabase
 from agent.errors import ConflictError, InvalidLearning
 from agent.testing.throwaway import ThrowawayDatabase
-from tests.integration.approvals import ADA, a_decision, an_entry, asked, claimed, decided
+from tests.integration.approvals import ADA, OTHER_HASH, a_decision, an_entry, asked, claimed, decided
 from tests.integration.rows import everything_stored, rows, value
 
 TAMPERED_WITH = "SET session_replication_role = replica; ALTER TABLE {table} DISABLE TRIGGER ALL; {change}"
@@ -197,6 +197,67 @@ async def test_who_tampers_with_all_rights_is_found_out(
 
     found = await verified(database)
     assert (found["intact"], found["first_broken"]) == (False, first_broken)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE human_approval_queue SET decided_by = '{eve}' WHERE state = 'approved'",
+        "UPDATE human_approval_queue SET requested_by = 'eve' WHERE state = 'approved'",
+        "UPDATE human_approval_queue SET arguments = '{\"sql\": \"SELECT 1\"}' WHERE state = 'approved'",
+        "UPDATE human_approval_queue SET arguments_shown = '{}' WHERE state = 'approved'",
+        "UPDATE human_approval_queue SET arguments = '{}', arguments_shown = NULL WHERE state = 'approved'",
+        "UPDATE human_approval_queue SET required_votes = 1, approvers = '{eve}' WHERE state = 'approved'",
+        "UPDATE approval_vote SET voter = 'max' WHERE voter = 'eve'",
+        "UPDATE approval_vote SET verdict = 'reject' WHERE voter = 'eve'",
+        "DELETE FROM approval_vote WHERE voter = 'eve'",
+        "DELETE FROM approval_vote; DELETE FROM human_approval_queue WHERE state = 'approved'",
+    ],
+)
+async def test_rows_that_say_something_else_than_the_history_are_found_out(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase, change: str
+) -> None:
+    await asked(database)
+    approval = await asked(database, required_votes=2)
+    await decided(database, a_decision(approval))
+    await decided(database, a_decision(approval, "eve"))
+    assert (await verified(database))["approvals"] == {"rows": 5, "first_broken": None}
+
+    rows(
+        learning_database.url,
+        TAMPERED_WITH.format(table="human_approval_queue", change=change),
+    )
+
+    found = await verified(database)
+    assert (found["intact"], found["approvals"]["first_broken"]) == (False, 2)
+
+
+async def test_an_approval_that_nobody_gave_is_found_out(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    await asked(database)
+
+    rows(learning_database.url, "UPDATE human_approval_queue SET state = 'approved', decided_at = now()")
+
+    assert (await verified(database))["approvals"]["first_broken"] == 1
+
+
+async def test_the_history_is_whole_after_edits_refusals_and_the_erasing_of_a_user(
+    database: PostgresDatabase,
+) -> None:
+    old = await asked(database)
+    await asked(database, replaces=old["approval_id"], edited_by="bob", args_hash=OTHER_HASH)
+    approval = await asked(database, required_votes=2)
+    await decided(database, a_decision(approval))
+    await decided(database, a_decision(approval, "bob", "reject"))
+    _, ticket = await claimed(database)
+    await database.call("finish_execution", ADA, ticket=ticket, entry=an_entry())
+    assert (await verified(database))["intact"]
+
+    await database.call("erase_user", ADA)
+    await database.call("erase_user", ADA)
+
+    assert (await verified(database))["intact"]
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 import pytest
 from pydantic import SecretStr
 
 from agent import Identity
+from agent.approval.policy_file import parse_policy
 from agent.errors import NotFound, Refused
+from agent.events import Event, listening
 from agent.execution import execution_tools
 from agent.execution.execution_records import ExecutionResult
 from agent.execution.safe_executor import SafeExecutor
@@ -36,6 +39,7 @@ from tests.integration.safe_agents import (
     until,
 )
 from tests.integration.shop_sql import POLICY as TABLES
+from tests.integration.shop_sql import TABLES as SHOP_TABLES
 from tests.integration.shop_sql import Shop, shop
 
 CAROL = Identity(tenant_id="acme", user_id="carol", session_id="s1")
@@ -431,3 +435,109 @@ def test_without_a_mail_server_nobody_is_asked(make: MakeExecutor) -> None:
     result = run(executor, "send_email", MAIL)
     assert (result.status, approvals(executor)) == ("failed", [])
     assert "LEARNING_SMTP_URL" in (result.error or "")
+
+
+# --- what a trial would do ---------------------------------------------------------------------------------------
+
+CHARGED = """
+CREATE TABLE shop.charged (what text);
+CREATE FUNCTION shop.charge() RETURNS integer LANGUAGE plpgsql SECURITY DEFINER AS
+    $$ BEGIN PERFORM setval('shop.charges', 2); RETURN 1; END $$;
+CREATE SEQUENCE shop.charges;
+CREATE FUNCTION shop.noted() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
+    $$ BEGIN PERFORM shop.charge(); RETURN OLD; END $$;
+"""
+CHARGES = "SELECT last_value FROM shop.charges"
+"""A sequence does not go back with a transaction, just like what is reached outside of the database."""
+TRIGGER = "CREATE TRIGGER charges AFTER DELETE ON shop.orders FOR EACH ROW EXECUTE FUNCTION shop.noted()"
+
+
+@contextmanager
+def charging(
+    database: ThrowawayDatabase, make: MakeExecutor, more: str = "", trigger: str = ""
+) -> Iterator[tuple[SafeExecutor, Shop]]:
+    tables = TABLES.replace(
+        '{"shop.discount" = "READ"}', '{"shop.discount" = "READ", "shop.charge" = "WRITE"}\n' + more
+    )
+    with psycopg.connect(database.url, autocommit=True) as connection:
+        connection.execute(SHOP_TABLES.encode())
+        connection.execute(CHARGED.encode())
+        if trigger:
+            connection.execute(trigger.encode())
+    opened = Shop(database, parse_policy((POLICY + tables).encode()))
+    opened.make_logins("acme")
+    yield make(tables, tenant="acme"), opened
+    portal().run_sync(opened.runner.aclose())
+
+
+@pytest.mark.parametrize(
+    ("sql", "trigger", "name"),
+    [
+        ("SELECT shop.charge()", "", "function shop.charge"),
+        ("DELETE FROM shop.orders WHERE id = 2", TRIGGER, "trigger shop.orders.charges"),
+        (
+            "UPDATE shop.products SET price = 1 WHERE id = 1",
+            ("CREATE TABLE shop.lines (p integer REFERENCES shop.products ON UPDATE CASCADE); "
+            "CREATE TRIGGER charges AFTER UPDATE ON shop.lines EXECUTE FUNCTION shop.noted()"),
+            "trigger shop.lines.charges",
+        ),
+    ],
+)
+def test_what_reaches_outside_is_not_tried_before_two_people_agree(
+    learning_database: ThrowawayDatabase, make: MakeExecutor, sql: str, trigger: str, name: str
+) -> None:
+    with charging(learning_database, make, trigger=trigger) as (executor, store):
+        waiting = run(executor, "execute_sql", {"sql": sql}, wait=False)
+
+        assert (waiting.risk, waiting.effects["not_tried"]) == ("DESTRUCTIVE", [name])
+        assert store.rows(CHARGES) == [(1,)], "it was run before anybody said yes"
+        (asked,) = approvals(executor)
+        assert asked.rows is None
+        for person in ("ada", "bob"):
+            decide(executor, asked, "approve", person)
+        result = run(executor, "execute_sql", {"sql": sql}, approval_id=asked.approval_id)
+        assert result.status == "succeeded", result.error
+        assert store.rows(CHARGES) == [(1 if "lines" in name else 2,)]
+
+
+def test_a_trusted_trigger_runs_in_the_trial_and_the_card_says_so(
+    learning_database: ThrowawayDatabase, make: MakeExecutor
+) -> None:
+    trusted = 'trusted_triggers = ["shop.orders.charges"]'
+    with charging(learning_database, make, trusted, TRIGGER) as (executor, _):
+        waiting = run(executor, "execute_sql", {"sql": "DELETE FROM shop.orders WHERE id = 2"}, wait=False)
+
+        assert waiting.effects["rows"]["shop.orders"]["deleted"] == 1
+        assert "TRUNCATE in them is not counted" in waiting.effects["triggers"]
+
+
+def test_a_trigger_made_after_the_approval_is_not_run(
+    learning_database: ThrowawayDatabase, make: MakeExecutor
+) -> None:
+    with charging(learning_database, make) as (executor, store):
+        sql = "DELETE FROM shop.orders WHERE id = 2"
+        run(executor, "execute_sql", {"sql": sql}, wait=False)
+        (asked,) = approvals(executor)
+        decide(executor, asked, "approve")
+        store.do(TRIGGER)
+
+        result = run(executor, "execute_sql", {"sql": sql}, approval_id=asked.approval_id)
+
+        assert (result.status, store.rows(CHARGES)) == ("failed", [(1,)])
+
+
+def test_the_model_is_told_no_address_no_login_and_no_path(
+    learning_database: ThrowawayDatabase, make: MakeExecutor
+) -> None:
+    told: list[Event] = []
+    with listening(told.append):
+        result = run(make(TABLES, tenant="acme"), "execute_sql", {"sql": "SELECT id FROM shop.orders"})
+
+    assert "agent migrate --roles" in (result.error or "")
+    assert not re.search(r"/|@|json|port=", (result.error or "").replace("agent sql check", ""))
+    assert "sql_not_ready" in [event.name for event in told]
+
+
+def test_a_wrong_table_is_called_a_table(executor: SafeExecutor) -> None:
+    result = run(executor, "query_data", {"table": "public.orders; drop table x"})
+    assert "is no name of a table" in (result.error or "")

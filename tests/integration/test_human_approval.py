@@ -468,6 +468,37 @@ async def test_an_edit_never_lowers_the_risk_and_something_destructive_is_approv
     assert await vote(queue, new, EVE) == "recorded"
 
 
+async def test_an_edit_keeps_the_quorum_and_the_people_of_the_request(queue: HumanApprovalQueue) -> None:
+    waiting = asyncio.create_task(ask(queue, required_votes=2, approvers=["bob", "eve"]))
+    old = await first_pending(queue)
+
+    async def reassess(approval: Approval, arguments: dict[str, Any]) -> ApprovalRequest:
+        made = await reassess_as(approvers=("bob", "eve", "max"), required_votes=1)(approval, arguments)
+        return replace(made, tool=approval.tool)
+
+    new = await queue.edit(old.approval_id, {"n": 1_000_000}, BOB, channel="web", reassess=reassess)
+
+    assert (new.state, new.required_votes, new.approvers) == ("pending", 2, ("bob", "eve"))
+    assert [each["voter"] for each in new.votes] == ["bob"]
+    assert await vote(queue, new, MAX) == "refused"
+    assert await vote(queue, new, EVE) == "recorded"
+    assert (await waiting)["decided_by"] == ["bob", "eve"]
+
+
+async def test_a_row_that_was_changed_after_it_was_asked_for_is_not_handed_out(
+    queue: HumanApprovalQueue, learning_database: ThrowawayDatabase
+) -> None:
+    waiting = asyncio.create_task(ask(queue))
+    approval = await first_pending(queue)
+    rows(learning_database.url, 'UPDATE human_approval_queue SET arguments = \'{"card_last4": "6666"}\'')
+    await vote(queue, approval)
+
+    answer = await waiting
+
+    assert (answer["approved"], answer["log_id"]) == (False, None)
+    assert "changed after it was asked for" in answer["note"]
+
+
 async def test_without_somebody_who_can_check_it_an_edit_is_refused(queue: HumanApprovalQueue) -> None:
     old = await queue.submit(a_request(), ADA)
 

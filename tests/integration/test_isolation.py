@@ -90,10 +90,12 @@ FOR_SERVERS: dict[str, dict[str, Any]] = {
     "get_tool": {"tool_name": "t", "version": None},
 }
 WITHOUT_IDENTITY: dict[str, dict[str, Any]] = {
+    "server_secret": {"purpose": "seal"},
     "expedite_learning": {"sessions": []},
     "queue_state": {"the_queue": "learning"},
     "rescue_learning": {"stalled_seconds": 30.0},
     "retry_failed_learning": {},
+    "count_waiting": {"tenants": None},
     "take_deliveries": {"channels": ["slack"], "lease_seconds": 60.0},
     "delivery_done": {"the_batch_id": SOME_ID, "channel": "slack", "delivered_version": 1, "ref": {}},
     "delivery_failed": {"the_batch_id": SOME_ID, "channel": "slack", "error": "e"},
@@ -196,6 +198,8 @@ async def test_every_table_has_forced_row_level_security_and_lets_in_agent_app_a
     assert tables.pop("agent_migration") == (True, False)
     # Written by the owner alone; agent_app reads it to tell a login its own tenant.
     assert tables.pop("sql_login") == (False, False)
+    # Read by one function, for servers.
+    assert tables.pop("server_secret") == (True, True)
     assert set(tables) == {*OUR_TABLES, *TENANT_TABLES}
     assert set(tables.values()) == {(True, True)}
     policies = rows(

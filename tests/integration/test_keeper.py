@@ -255,3 +255,43 @@ async def test_one_without_a_readable_policy_does_not_start(
 
     with pytest.raises(ConfigurationError):
         await ApprovalKeeper(queue).start()
+
+
+class Stuck(Board):
+    """A channel that never answers."""
+
+    name = "stuck"
+
+    async def post(self, card_of: Sequence[Approval], *, escalated: bool) -> dict[str, Any]:
+        self.changed.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+async def test_a_channel_that_does_not_answer_holds_nothing_else_up(
+    queue: HumanApprovalQueue, database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    stuck, fine, resumed = Stuck(), Board(), []
+
+    async def resume(order: ResumeOrder) -> None:
+        resumed.append(order.batch_id)
+
+    keeper = ApprovalKeeper(queue, [stuck, fine], resume)
+    await asked(database)
+    await keeper.start()
+    try:
+        await until(stuck.changed.is_set)
+        later = await asked(database)
+        await database.call(
+            "attach_interrupt", ADA, batch_id=later["batch_id"], interrupt={"interrupt_id": "i"}
+        )
+        short = await asked(database, expires_in_seconds=1, escalate_in_seconds=1)
+        await until(lambda: len(fine.lines) >= 3)
+        await vote(queue, later)
+        async with asyncio.timeout(20):
+            await until(lambda: resumed == [later["batch_id"]])
+            query = f"SELECT state FROM human_approval_queue WHERE approval_id = '{short['approval_id']}'"
+            await until(lambda: value(learning_database.url, query) == "expired")
+    finally:
+        async with asyncio.timeout(10):
+            await keeper.stop()

@@ -95,5 +95,6 @@ def test_the_interface_for_programs_is_described_and_pages_are_not() -> None:
     assert described == {
         "/approvals.json",
         "/approvals/{approval_id}.json",
+        "/approvals/{approval_id}/allow",
         "/approvals/{approval_id}/decide",
     }

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from agent.approval.records import Approval
 from agent.approval.risk import Risk
 from agent.approval.slack import SlackChannel, SlackSocket, slack_channel
-from agent.errors import OperatorError
+from agent.errors import DatabaseUnavailable, OperatorError
 from agent.events import Event, listening
 from agent.identity import Identity
 from agent.portal import portal
@@ -285,6 +285,31 @@ async def test_a_tenant_that_has_no_such_approval(desk: Desk) -> None:
     press = await desk.slack_press(approval)
     press["actions"][0]["value"] = press["actions"][0]["value"].replace("default", "other")
     await refused(desk, approval, press, "no such approval")
+
+
+@pytest.mark.parametrize("function", ["remember_delivery", "get_approval", "decide_approvals"])
+async def test_a_press_while_the_database_is_away_says_so_and_can_be_repeated(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    approval = await posted(desk)
+    press = await desk.slack_press(approval)
+    call = desk.queue.database.call
+
+    async def away(named: str, *given: Any, **arguments: Any) -> Any:
+        if named == function:
+            raise DatabaseUnavailable("the database is away")
+        return await call(named, *given, **arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.queue.database, "call", away)
+        await desk.send_slack(press)
+    [note] = notes(desk)
+    assert "nothing was decided" in note
+    assert "Press again" in note
+    assert (await desk.now(approval)).state == "pending"
+
+    await desk.send_slack(press, timestamp=stamp(1))
+    assert (await desk.now(approval)).state == "approved"
 
 
 async def test_a_copy_of_a_delivery(desk: Desk) -> None:

@@ -16,17 +16,21 @@ import pytest
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
+from agent.approval.human_approval import HumanApprovalQueue
 from agent.approval.policy_file import PolicyFile, parse_policy
 from agent.cli import app
 from agent.database.embedded import start_embedded
 from agent.database.migrations import migrate
+from agent.database.postgres import PostgresDatabase
 from agent.errors import ConfigurationError, OperatorError
+from agent.events import Event, listening
 from agent.execution.sql_logins import address_of, create_logins, logins_file, read_logins
 from agent.execution.sql_owner_script import TenantLogins, owner_script, verifier
 from agent.execution.sql_policy import SqlScope, classify
 from agent.execution.sql_rights import check_rights, excess_rights
 from agent.execution.sql_runner import SqlRunner
 from agent.portal import portal
+from agent.server.app import keeping_approvals
 from agent.settings import Settings, current_settings
 from agent.testing.throwaway import ThrowawayDatabase
 from tests.integration.shop_sql import POLICY, TABLES, Shop, shop
@@ -93,7 +97,9 @@ def test_functions_that_no_sql_can_call_are_no_right_too_many(store: Shop) -> No
         "SELECT count(*) FROM pg_proc WHERE proname IN ('hnswhandler', 'ivfflathandler') AND provolatile = 'v'"
     )
     assert handlers == 2  # of pgvector, whose maker may be a superuser from whom the owner can take nothing
-    store.do("GRANT EXECUTE ON FUNCTION public.hnswhandler(internal), public.ivfflathandler(internal) TO PUBLIC")
+    store.do(
+        "GRANT EXECUTE ON FUNCTION public.hnswhandler(internal), public.ivfflathandler(internal) TO PUBLIC"
+    )
 
     assert excess(store) == []
 
@@ -153,10 +159,55 @@ def test_tenants_are_kept_apart_only_where_row_security_is_on(
     assert not (tmp_path / "logins.json").exists()
 
 
+@pytest.mark.parametrize("kind", ["varchar(10)", "char(10)", "shop.short", "name", "integer"])
+def test_no_logins_are_made_where_the_column_cannot_hold_the_name_of_the_tenant(
+    learning_database: ThrowawayDatabase, tmp_path: Path, kind: str
+) -> None:
+    with psycopg.connect(learning_database.url, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA shop; CREATE DOMAIN shop.short AS varchar(10)")
+        connection.execute(f"CREATE TABLE shop.rows (tenant {kind})".encode())
+        connection.execute("ALTER TABLE shop.rows ENABLE ROW LEVEL SECURITY")
+    policy = parse_policy(b'[[table]]\nname = "shop.rows"\ntenant_column = "tenant"\n')
+    tenant = "customer-10" + "0" * 60
+
+    with pytest.raises(OperatorError, match="cannot hold the name of this tenant"):
+        portal().run_sync(create_logins(learning_database.url, policy, tenant, file=tmp_path / "logins.json"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "tenant", "neighbour"),
+    [
+        ("varchar(10)", "customer-1", "customer-2"),
+        ("char(12)", "acme", "other"),
+        ("integer", "10", "1"),
+        ("uuid", "c0ffee00-0000-0000-0000-000000000000", "c0ffee00-0000-0000-0000-000000000001"),
+    ],
+)
+async def test_a_tenant_column_of_another_type_keeps_tenants_apart(
+    learning_database: ThrowawayDatabase, tmp_path: Path, kind: str, tenant: str, neighbour: str
+) -> None:
+    with psycopg.connect(learning_database.url, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA shop")
+        connection.execute(f"CREATE TABLE shop.rows (tenant {kind})".encode())
+        connection.execute(f"INSERT INTO shop.rows VALUES ('{tenant}'), ('{neighbour}')".encode())
+        connection.execute("ALTER TABLE shop.rows ENABLE ROW LEVEL SECURITY")
+        connection.execute("CREATE POLICY everybody ON shop.rows USING (true)")
+    policy = parse_policy(b'[[table]]\nname = "shop.rows"\ntenant_column = "tenant"\n')
+    settings = learning_database.settings
+    await portal().run(create_logins(learning_database.url, policy, tenant, file=logins_file(settings)))
+    runner = SqlRunner(settings, policy)
+    scope = SqlScope.from_policy(policy.tables, policy.sql, tenant)
+    read = await runner.read(classify("SELECT tenant::text FROM shop.rows", scope), tenant)
+    await runner.aclose()
+
+    assert read.rows == [[tenant]]
+
+
 @pytest.mark.parametrize(
     "name",
     ["auth.users", "vault.secrets", "agent_private.sql_login", "pg_catalog.pg_authid", "public.agent_memory",
-     "public.human_approval_queue", "public.approval_vote", "information_schema.tables"],
+     "public.human_approval_queue", "public.approval_vote", "information_schema.tables",
+     "net.http_request_queue", "cron.job", "storage.objects"],
 )  # fmt: skip
 def test_no_policy_can_list_secrets_or_what_this_package_decides_by(name: str) -> None:
     policy = parse_policy(f'[[table]]\nname = "{name}"\n'.encode())
@@ -346,6 +397,39 @@ def test_check_fails_where_a_login_can_do_too_much(
 
     assert checked.exit_code == 1
     assert "may read shop.secrets" in checked.output
+
+
+def test_the_doctor_and_a_starting_server_say_that_a_login_can_do_too_much(
+    command: Any, learning_database: ThrowawayDatabase
+) -> None:
+    def found() -> dict[str, Any]:
+        told = json.loads(command("doctor", "--json").stdout)["findings"]
+        return {finding["name"]: finding for finding in told}
+
+    async def started() -> list[Event]:
+        heard: list[Event] = []
+        queue = HumanApprovalQueue(PostgresDatabase(learning_database.url), Settings())
+        with listening(heard.append):
+            async with keeping_approvals(queue):
+                check = next(task for task in asyncio.all_tasks() if task.get_name() == "sql-login-check")
+                await asyncio.wait([check])
+        await queue.database.close()
+        return [event for event in heard if event.name == "sql_login_check_failed"]
+
+    assert "sql logins" not in found(), "there are none"
+    command("migrate", "--roles", "--tenant", "acme")
+    assert found()["sql logins"]["status"] == "ok"
+    assert asyncio.run(started()) == []
+    with psycopg.connect(learning_database.url, autocommit=True) as connection:
+        connection.execute("GRANT SELECT ON shop.secrets TO PUBLIC")
+
+    told = found()["sql logins"]
+    assert told["status"] == "problem"
+    assert "may read shop.secrets" in told["message"]
+    assert ["may read shop.secrets" in event.facts["reason"] for event in asyncio.run(started())] == [
+        True,
+        True,
+    ]
 
 
 def test_what_is_printed_for_an_owner_makes_the_same_logins_and_tells_no_password(

@@ -10,13 +10,24 @@ from typing import Any
 import psycopg
 import pytest
 
+from agent.approval.policy_file import parse_policy
 from agent.approval.risk import Risk
-from agent.errors import ConflictError, InvalidRequest, NotFound, OperatorError, Refused
+from agent.errors import (
+    ConflictError,
+    DatabaseUnavailable,
+    InvalidRequest,
+    NotFound,
+    OperatorError,
+    Refused,
+)
 from agent.events import Event, listening
+from agent.execution import sql_runner
 from agent.execution.sql_policy import SqlVerdict
+from agent.execution.sql_result import Collected
 from agent.execution.sql_runner import SqlRunner
+from agent.portal import portal
 from agent.testing.throwaway import ThrowawayDatabase
-from tests.integration.shop_sql import Shop, shop
+from tests.integration.shop_sql import TABLES, Shop, shop
 
 
 @pytest.fixture
@@ -67,6 +78,13 @@ async def test_exactly_as_many_rows_as_allowed_are_not_called_truncated(store: S
 
     assert result.row_count == 5
     assert not result.truncated
+
+
+async def test_an_error_of_the_server_tells_no_value_of_a_row(store: Shop) -> None:
+    with pytest.raises(InvalidRequest, match="invalid input syntax for type integer") as refused:
+        await store.runner.read(as_read("SELECT name::integer FROM shop.products WHERE id = 1"), "acme")
+
+    assert "hive" not in str(refused.value)
 
 
 async def test_a_read_is_cut_at_a_number_of_bytes(store: Shop) -> None:
@@ -405,8 +423,6 @@ async def test_a_lost_connection_is_not_called_a_failed_write(store: Shop) -> No
         CREATE TRIGGER killed BEFORE UPDATE ON shop.orders FOR EACH ROW EXECUTE FUNCTION shop.kill();
         """
     )
-    from agent.errors import DatabaseUnavailable
-
     with pytest.raises(DatabaseUnavailable, match="only the log tells"):
         await store.runner.try_write(store.judge("UPDATE shop.orders SET status = 'x' WHERE id = 2"), "acme")
 
@@ -417,3 +433,241 @@ def test_the_password_of_a_login_is_not_what_the_server_is_told(store: Shop) -> 
             "SELECT rolpassword FROM pg_authid WHERE rolname LIKE 'agent_reader_%'"
         ).fetchall()
     assert all(verifier.startswith("SCRAM-SHA-256$") for (verifier,) in kept)
+
+
+# --- what would reach outside, lie or stay -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE shop.orders DISABLE ROW LEVEL SECURITY",
+        ("DO $$ DECLARE p name; BEGIN FOR p IN SELECT polname FROM pg_policy WHERE NOT polpermissive LOOP "
+        "EXECUTE format('DROP POLICY %I ON shop.orders', p); END LOOP; END $$"),
+        ("DO $$ DECLARE p name; BEGIN FOR p IN SELECT polname FROM pg_policy WHERE NOT polpermissive LOOP "
+        "EXECUTE format('ALTER POLICY %I ON shop.orders USING (true)', p); END LOOP; END $$"),
+        ("DO $$ DECLARE p name; BEGIN FOR p IN SELECT polname FROM pg_policy WHERE NOT polpermissive LOOP "
+        "EXECUTE format('ALTER POLICY %I ON shop.orders WITH CHECK (tenant_id = tenant_id OR tenant_id = "
+        "(SELECT agent_private.sql_tenant()))', p); END LOOP; END $$"),
+    ],
+)
+async def test_a_table_that_no_longer_keeps_tenants_apart_is_noticed_at_the_next_statement(
+    store: Shop, change: str
+) -> None:
+    assert (await store.runner.read(as_read("SELECT 1"), "acme")).rows == [[1]]
+    store.do(change)
+
+    with pytest.raises(OperatorError, match=r"rows of other|row level security off"):
+        await store.runner.read(as_read("SELECT DISTINCT tenant_id FROM shop.orders"), "acme")
+    with pytest.raises(OperatorError):
+        await store.runner.try_write(store.judge("DELETE FROM shop.orders WHERE id = 1"), "acme")
+
+
+async def test_a_right_given_later_is_noticed_within_a_minute(
+    store: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.runner.read(as_read("SELECT 1"), "acme")
+    store.do("GRANT SELECT ON shop.secrets TO PUBLIC")
+    monkeypatch.setattr(sql_runner, "_TESTED_SECONDS", 0.0)
+
+    with pytest.raises(OperatorError, match=r"may read shop\.secrets"):
+        await store.runner.read(as_read("SELECT 1"), "acme")
+
+
+async def test_a_read_that_the_server_does_not_end_is_left_and_the_tenant_waits(
+    store: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sql_runner, "_READ_GRACE_SECONDS", -1.5)  # as if the server's time-out did nothing
+    endless = "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT count(*) FROM t"
+    told: list[Event] = []
+
+    with listening(told.append), pytest.raises(Refused, match="could not end it"):
+        await store.runner.read(as_read(endless), "acme")
+
+    assert "sql_read_given_up" in [event.name for event in told]
+    with pytest.raises(Refused, match="for a minute"):
+        await store.runner.read(as_read("SELECT 1"), "acme")
+    assert (await store.runner.read(as_read("SELECT 1"), "other")).rows == [[1]]
+
+
+async def test_large_rows_come_one_at_a_time(store: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    original = vars(Collected)["next_chunk"].fget
+
+    def next_chunk(collected: Collected) -> int:
+        seen.append(original(collected))
+        return seen[-1]
+
+    monkeypatch.setattr(Collected, "next_chunk", property(next_chunk))
+    result = await store.runner.read(
+        as_read("SELECT repeat('x', 900000) FROM generate_series(1, 50)"), "acme"
+    )
+
+    assert result.row_count == 1
+    assert result.truncated
+    assert seen == [1, 1]
+
+
+async def test_a_trial_forgets_what_the_statement_gives_back(store: Shop) -> None:
+    delta = await store.runner.try_write(
+        store.judge("UPDATE shop.orders SET status = repeat('x', 1000) WHERE id < 9 RETURNING status"), "acme"
+    )
+    assert delta == {"shop.orders": {"inserted": 0, "updated": 4, "deleted": 0}}
+
+
+async def test_a_trial_does_not_tell_what_other_tenants_have(store: Shop) -> None:
+    with pytest.raises(InvalidRequest, match="break a constraint") as refused:
+        await store.runner.try_write(
+            store.judge("INSERT INTO shop.orders (id, tenant_id) VALUES (1, 'acme')"), "acme"
+        )
+    assert "orders_pkey" not in str(refused.value)
+
+
+async def test_a_write_that_was_never_sent_is_not_unknown(
+    store: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdict = store.judge("DELETE FROM shop.orders WHERE id = 2")
+    bounds = await store.runner.try_write(verdict, "acme")
+
+    async def down(*_: Any, **__: Any) -> Any:
+        raise DatabaseUnavailable("db.example:5432 cannot be reached")
+
+    monkeypatch.setattr(sql_runner, "_connect", down)
+    with pytest.raises(sql_runner.NotRun, match="nothing was run"):
+        await store.runner.write(verdict, "acme", bounds=bounds, ticket=store.ticket(), entry=ENTRY)
+
+
+async def test_a_limit_of_the_server_is_no_lost_connection(store: Shop) -> None:
+    login = store.rows("SELECT login_name::text FROM agent_private.sql_login WHERE kind = 'reader'")
+    for (name,) in login:
+        store.do(f"ALTER ROLE \"{name}\" SET temp_file_limit = '64kB'")
+    with pytest.raises(Refused, match="more than the server gives"):
+        await store.runner.read(
+            as_read("SELECT g FROM generate_series(1, 2000000) g ORDER BY md5(g::text)"), "acme"
+        )
+
+
+async def test_a_login_that_writes_finishes_no_write_of_another_tenant(store: Shop) -> None:
+    verdict = store.judge("DELETE FROM shop.orders WHERE id = 2")
+    bounds = await store.runner.try_write(verdict, "acme")
+
+    with pytest.raises(NotFound):
+        await store.runner.write(verdict, "acme", bounds=bounds, ticket=store.ticket("other"), entry=ENTRY)
+
+    assert store.rows("SELECT count(*) FROM shop.orders") == [(20,)]
+
+
+# --- undo, exactly --------------------------------------------------------------------------------------------------
+
+KINDS = """
+CREATE TABLE shop.kinds (
+    id integer PRIMARY KEY, tenant_id text NOT NULL DEFAULT 'acme', note text, many numeric, raw json, doc jsonb,
+    list integer[], moment timestamptz, bits bytea, wide varchar(10));
+ALTER TABLE shop.kinds ENABLE ROW LEVEL SECURITY;
+INSERT INTO shop.kinds VALUES (1, 'acme', 'a', 12345678901234567890.123456789012345678901234567890,
+    '{"b" : 1,  "a":2, "a": 3}', '{"x": 1.10, "y": "\\"q\\""}', '[0:2]={1,2,3}',
+    '2024-01-02 03:04:05.678901+00', '\\xdead',
+    'w  '), (2, 'acme', NULL, repeat('9', 6000)::numeric, '"text"', '"text"', '{}', NULL, NULL, NULL);
+CREATE TABLE shop.wide (id integer PRIMARY KEY, tenant_id text NOT NULL DEFAULT 'acme');
+ALTER TABLE shop.wide ENABLE ROW LEVEL SECURITY;
+DO $$ BEGIN FOR i IN 1..70 LOOP
+EXECUTE format('ALTER TABLE shop.wide ADD c%s integer DEFAULT %s', i, i); END LOOP; END $$;
+INSERT INTO shop.wide (id) VALUES (1), (2);
+CREATE TABLE shop.kept (id integer PRIMARY KEY, tenant_id text NOT NULL DEFAULT 'acme', note text);
+ALTER TABLE shop.kept ENABLE ROW LEVEL SECURITY;
+INSERT INTO shop.kept VALUES (1, 'acme', 'one');
+"""
+KINDS_POLICY = """
+[[table]]
+name = "shop.kinds"
+tenant_column = "tenant_id"
+insert = true
+update = ["note", "many", "raw", "doc", "list", "moment", "bits", "wide"]
+delete = true
+[[table]]
+name = "shop.wide"
+tenant_column = "tenant_id"
+update = ["c1", "c70"]
+[[table]]
+name = "shop.kept"
+tenant_column = "tenant_id"
+insert = true
+delete = true
+[[table]]
+name = "shop.products"
+columns = ["id", "name"]
+update = ["price", "name"]
+[sql]
+timeout_seconds = 5
+"""
+
+
+@pytest.fixture
+def kinds(learning_database: ThrowawayDatabase) -> Iterator[Shop]:
+    with psycopg.connect(learning_database.url, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA shop")
+        connection.execute(KINDS.encode())
+        connection.execute(TABLES.replace("CREATE SCHEMA shop;", "").encode())
+    opened = Shop(learning_database, parse_policy(KINDS_POLICY.encode()))
+    opened.make_logins("acme")
+    yield opened
+    portal().run_sync(opened.runner.aclose())
+
+
+async def undone(store: Shop, log: dict[str, Any]) -> None:
+    bounds = await store.runner.try_undo(log, "acme")
+    await store.runner.undo(
+        log, "acme", bounds=bounds, ticket=store.ticket(key="undo"), entry={**ENTRY, "undoes": log["log_id"]}
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ("UPDATE shop.kinds SET many = 1, raw = '1', doc = '1', list = '{}', moment = NULL, bits = NULL, wide = 'x' "
+        "WHERE id IN (1, 2)"),
+        "DELETE FROM shop.kinds WHERE id IN (1, 2)",
+        "DELETE FROM shop.kept WHERE id = 1",  # a table where nothing may be updated
+        "UPDATE shop.wide SET c1 = 0, c70 = 0 WHERE id = 1",  # more columns than a function takes arguments
+        "INSERT INTO shop.kinds (id, many) VALUES (3, 0.10)",
+    ],
+)
+async def test_an_undone_write_gives_back_every_digit_of_every_value(kinds: Shop, text: str) -> None:
+    everything = [f"SELECT t::text FROM shop.{name} t ORDER BY id" for name in ("kinds", "wide", "kept")]
+    before = [kinds.rows(query) for query in everything]
+    log = await written(kinds, text)
+    assert [kinds.rows(query) for query in everything] != before
+
+    await undone(kinds, log)
+
+    assert [kinds.rows(query) for query in everything] == before
+
+
+async def test_a_new_row_that_somebody_edited_since_is_not_deleted(kinds: Shop) -> None:
+    log = await written(kinds, "INSERT INTO shop.kinds (id, note) VALUES (3, 'agent')")
+    kinds.do("UPDATE shop.kinds SET note = 'a person' WHERE id = 3")
+
+    with pytest.raises(Refused, match="somebody changed"):
+        await kinds.runner.try_undo(log, "acme")
+
+
+async def test_a_row_that_a_trigger_would_put_back_otherwise_is_not_put_back(kinds: Shop) -> None:
+    log = await written(kinds, "DELETE FROM shop.kept WHERE id = 1")
+    kinds.do(
+        """
+        CREATE FUNCTION shop.shout() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN NEW.note := upper(NEW.note); RETURN NEW; END $$;
+        CREATE TRIGGER shouted BEFORE INSERT ON shop.kept FOR EACH ROW EXECUTE FUNCTION shop.shout();
+        """
+    )
+
+    with pytest.raises(Refused, match="would not be as they were"):
+        await kinds.runner.try_undo(log, "acme")
+    assert kinds.rows("SELECT count(*) FROM shop.kept") == [(0,)]
+
+
+async def test_a_changed_column_that_is_not_readable_is_not_called_undoable(kinds: Shop) -> None:
+    log = await written(kinds, "UPDATE shop.products SET price = 1 WHERE id = 1")
+
+    with pytest.raises(Refused, match="not readable"):
+        await kinds.runner.try_undo(log, "acme")

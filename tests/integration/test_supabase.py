@@ -203,7 +203,7 @@ async def test_two_conversations_and_two_users_through_rpc_alone(
 
     assert await ask(agent, ada, "I keep bees", is_async=is_async) == "I know nothing."
     await portal().run(machine.recorded_all())
-    assert requests[:2] == [f"{RPC}recall_context", f"{RPC}record_run"]
+    assert requests[:3] == [f"{RPC}server_secret", f"{RPC}recall_context", f"{RPC}record_run"]
     await ask(agent, bob, "I keep ants", is_async=is_async)
     assert await machine.drain()
     answers = {
@@ -222,7 +222,8 @@ async def test_a_run_takes_two_calls(make: Make, requests: list[str]) -> None:
     for number in range(3):
         await ask(agent, ada, f"thought {number}")
         await portal().run(machine.recorded_all())
-    assert requests == [f"{RPC}recall_context", f"{RPC}record_run"] * 3
+    # What states are sealed with is asked for once.
+    assert requests == [f"{RPC}server_secret", *[f"{RPC}recall_context", f"{RPC}record_run"] * 3]
 
 
 async def test_a_graph_of_any_kind_learns_too(make: Make) -> None:

@@ -143,6 +143,20 @@ async def test_a_press_of_a_reviewer_decides(desk: Desk, verdict: str, state: st
     assert len(desk.telegram.of("answerCallbackQuery")) == 1
 
 
+async def test_what_the_message_does_not_show_is_not_approved_in_it(desk: Desk) -> None:
+    filler = "-- nothing to see\n" * 200
+    approval = await posted(desk, arguments={"sql": f"SELECT 1;\n{filler}DELETE FROM a;\n{filler}SELECT 2"})
+    place = (await desk.telegram_places(approval))[0]
+    message = desk.telegram.messages[place["chat"], place["message"]]
+
+    buttons = [button for row in message["reply_markup"]["inline_keyboard"] for button in row]
+    assert "DELETE" not in message["text"]
+    assert [button["text"] for button in buttons if "callback_data" in button] == ["❌ Reject"]
+    assert [button["url"].partition("?")[0] for button in buttons if "url" in button] == [
+        f"https://agents.example.com/approvals/{approval.approval_id}"
+    ]
+
+
 async def test_two_people_in_their_private_chats_approve_what_destroys(desk: Desk) -> None:
     approval = await posted(desk, risk=Risk.DESTRUCTIVE, votes=2)
     places = {place["chat"]: place["message"] for place in await desk.telegram_places(approval)}

@@ -56,6 +56,12 @@ def test_whatever_changes_changes_the_hash(change: dict[str, Any]) -> None:
     assert hash_of(**change) != hash_of()
 
 
+@pytest.mark.parametrize("arguments", [{"a": "x\0y"}, {"a\0": 1}, {"a": [{"b": "\ud800"}]}])
+def test_what_the_log_could_not_keep_as_it_runs_is_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match=r"NUL|surrogate"):
+        hash_of(arguments=arguments)
+
+
 def test_values_of_different_kinds_are_different_values() -> None:
     alike = [1, 1.0, "1", True, [1], {"1": 1}, None, "", "null", [], {}, 0, False, "true"]
 

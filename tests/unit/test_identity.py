@@ -295,6 +295,14 @@ def test_the_agent_is_named_by_the_machine_the_agent_or_the_graph(
     assert resolved(agent_id=agent_id, metadata=metadata).agent_id == expected
 
 
+def test_on_a_server_the_agent_is_not_named_by_metadata_that_clients_write() -> None:
+    runtime = SimpleNamespace(
+        context=None, execution_info=None, server_info=SimpleNamespace(user=None, graph_id="g")
+    )
+    forged = {"lc_agent_name": "shop", "graph_id": "other"}
+    assert resolved(runtime=runtime, metadata=forged).agent_id == "g"
+
+
 # --- through an agent -------------------------------------------------------------------------------------------
 
 

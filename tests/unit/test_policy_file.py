@@ -56,6 +56,8 @@ tenants = ["t1"]
 
 [sql]
 functions = { "public.total" = "READ" }
+types = ["public.order_status"]
+operators = ["extensions.<=>"]
 max_rows = 10
 timeout_seconds = 2
 undo_rows = 5
@@ -92,6 +94,7 @@ def test_a_whole_file_is_read() -> None:
     )
     assert (items.columns, items.tenants) == (None, ("t1",))
     assert policy.sql.functions == {"public.total": Risk.READ}
+    assert (policy.sql.types, policy.sql.operators) == (("public.order_status",), ("extensions.<=>",))
     assert (policy.sql.max_rows, policy.sql.timeout_seconds, policy.sql.undo_rows) == (10, 2, 5)
 
 
@@ -135,6 +138,9 @@ def test_the_version_changes_with_every_byte() -> None:
         ('[[table]]\nname = "p.o"\n[[table]]\nname = "p.o"', "twice"),
         ('[[table]]\nname = "p.o"\ntenants = ["t"]\n[[table]]\nname = "p.o"', "twice"),
         ('[sql]\nfunctions = { "total" = "READ" }', "schema.name"),
+        ('[sql]\ntypes = ["vector"]', "schema.name"),
+        ('[sql]\noperators = ["<=>"]', "schema.operator"),
+        ('[sql]\noperators = ["extensions.similarity"]', "schema.operator"),
         ("[sql]\nmax_rows = 0", "max_rows"),
         ("[sql", "no TOML"),
     ],

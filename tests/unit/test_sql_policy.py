@@ -23,10 +23,14 @@ from benchmarks.safety.containers import Attempt, attempts, fixture_scope, passe
 SCOPE = fixture_scope()
 LIMITED = SqlScope(
     tables={
-        "public.users": TableRule(columns=frozenset({"id", "email"}), update=frozenset({"email"})),
+        "public.users": TableRule(
+            columns=frozenset({"id", "email"}), insert=True, update=frozenset({"email"})
+        ),
         "public.orders": TableRule(),
     }
 )
+# With a second table of the same name, which shows all its columns.
+TWO_USERS = SqlScope(tables={**LIMITED.tables, "shop.users": TableRule()})
 RECORDED = Path(os.environ.get("LEARNING_DATA", "../shared/data")) / "sql" / "adversarial_dev.jsonl"
 
 # Harm by using the server up: what stops these is the database's time limit.
@@ -149,6 +153,10 @@ class TestWrites:
             "UPDATE public.orders SET status = 'x' WHERE id = '7'::int",
             "INSERT INTO public.notes (body) VALUES ('a')",
             "INSERT INTO public.notes (id, body) VALUES (1, 'a') ON CONFLICT (id) DO UPDATE SET body = 'a'",
+            (
+                "INSERT INTO public.notes (id, body) VALUES (-1, lower('A') || now()::text), ('2'::int, DEFAULT)"
+                " ON CONFLICT (id) DO UPDATE SET body = excluded.body"
+            ),
             "MERGE INTO public.orders o USING public.users u ON o.id = u.id WHEN NOT MATCHED THEN INSERT VALUES (1)",
         ],
     )
@@ -175,6 +183,12 @@ class TestWrites:
             "DELETE FROM public.orders USING public.users u WHERE email = 'x'",
             "UPDATE public.orders SET status = 'x' WHERE id = 1 OR status = 'y'",
             "INSERT INTO public.notes (id, body) SELECT 1, 'x' ON CONFLICT (id) DO UPDATE SET body = 'x'",
+            "INSERT INTO public.notes (id) VALUES (generate_series(1, 600)) ON CONFLICT (id) DO UPDATE SET body = 'x'",
+            "INSERT INTO public.notes (id) VALUES (unnest(ARRAY[1, 2]) + 1) ON CONFLICT (id) DO UPDATE SET body = 'x'",
+            (
+                "INSERT INTO public.notes (id) VALUES ((SELECT max(id) FROM public.orders))"
+                " ON CONFLICT (id) DO UPDATE SET body = 'x'"
+            ),
             "MERGE INTO public.orders o USING public.users u ON true WHEN MATCHED THEN UPDATE SET status = 'x'",
             "WITH d AS (DELETE FROM public.orders), e AS (INSERT INTO public.notes DEFAULT VALUES) SELECT 1",
         ],
@@ -255,6 +269,18 @@ class TestFunctionsAndSettings:
             ("SELECT repeat('x', 1000000000)", Risk.FORBIDDEN),
             ("SELECT repeat('x', id) FROM generate_series(1, 2) AS g(id)", Risk.FORBIDDEN),
             ("SELECT count(*) FROM generate_series(1, 100000000000)", Risk.FORBIDDEN),
+            ("SELECT repeat('x', least(id, 50)) FROM generate_series(1, 2) AS g(id)", Risk.READ),
+            ("SELECT repeat('x', least(id, 5000)) FROM generate_series(1, 2) AS g(id)", Risk.FORBIDDEN),
+            ("SELECT repeat(version(), least(id, 50)) FROM generate_series(1, 2) AS g(id)", Risk.FORBIDDEN),
+            ("SELECT repeat('x', greatest(id, 50)) FROM generate_series(1, 2) AS g(id)", Risk.FORBIDDEN),
+            ("SELECT format('%s is %-10s %I %L %%', 'a', 'b', 'c', 'd'), format('%2$s', 1, 2)", Risk.READ),
+            ("SELECT format('%1000000000s', 'x')", Risk.FORBIDDEN),
+            ("SELECT format('%1$-200000s', 'x')", Risk.FORBIDDEN),
+            ("SELECT format('%--1000000s', 'x')", Risk.FORBIDDEN),
+            ("SELECT format('%*s', 1000000000, 'x')", Risk.FORBIDDEN),
+            ("SELECT format('%*1$s', 1000000000, 'x')", Risk.FORBIDDEN),
+            ("SELECT format('%' || '1000000000s', 'x')", Risk.FORBIDDEN),
+            ("SELECT format(VARIADIC ARRAY['%s', 'x'])", Risk.FORBIDDEN),
             ("SHOW TIME ZONE", Risk.READ),
             ("SHOW data_directory", Risk.FORBIDDEN),
             ("SHOW app.jwt_secret", Risk.FORBIDDEN),
@@ -264,6 +290,38 @@ class TestFunctionsAndSettings:
     )
     def test_is_judged_by_the_lists(self, sql: str, risk: Risk) -> None:
         assert judge(sql, self.SCOPE).risk is risk
+
+    @pytest.mark.parametrize(
+        ("sql", "risk"),
+        [
+            ("SELECT 'paid'::public.order_status, '[1,2]'::extensions.vector(2)", Risk.READ),
+            ("SELECT ARRAY['paid']::public.order_status[]", Risk.READ),
+            ("SELECT 'paid'::order_status", Risk.FORBIDDEN),
+            ("SELECT 'paid'::shop.order_status", Risk.FORBIDDEN),
+            ("SELECT 'paid'::pg_catalog.order_status", Risk.FORBIDDEN),
+            ("SELECT x FROM unnest(ARRAY[1]) AS t(x) WHERE x OPERATOR(extensions.<=>) 2 < 1", Risk.READ),
+            ("SELECT 1 = ANY (SELECT 1 OPERATOR(extensions.<=>) 2)", Risk.READ),
+            ("SELECT 1 <=> 2", Risk.FORBIDDEN),
+            ("SELECT 1 OPERATOR(public.<=>) 2", Risk.FORBIDDEN),
+            ("SELECT 1 OPERATOR(extensions.&&&) 2", Risk.FORBIDDEN),
+        ],
+    )
+    def test_listed_types_and_operators_pass_with_their_schema(self, sql: str, risk: Risk) -> None:
+        scope = SqlScope(
+            types=frozenset({"public.order_status", "extensions.vector"}),
+            operators=frozenset({"extensions.<=>"}),
+        )
+        assert judge(sql, scope).risk is risk
+
+    def test_a_refusal_says_which_schema_is_missing(self) -> None:
+        scope = SqlScope(
+            types=frozenset({"extensions.vector"}),
+            operators=frozenset({"extensions.<=>"}),
+            functions={"extensions.similarity": Risk.READ},
+        )
+        assert "write extensions.vector" in judge("SELECT '[1]'::vector", scope).reasons[0]
+        assert "write OPERATOR(extensions.<=>)" in judge("SELECT 1 <=> 2", scope).reasons[0]
+        assert "write extensions.similarity" in judge("SELECT similarity('a', 'b')", scope).reasons[0]
 
     def test_called_functions_are_told(self) -> None:
         assert judge("SELECT public.total(1)", self.SCOPE).functions == {"public.total"}
@@ -279,6 +337,100 @@ class TestFunctionsAndSettings:
         assert judge(f"EXPLAIN ({option}) DELETE FROM public.orders").risk is Risk.READ
 
 
+UNENDING = r"""
+SELECT array_agg(g) && array_agg(-g) FROM generate_series(1,60000) g
+SELECT (array_agg(g) || array_agg(g)) @> array_agg(g) FROM generate_series(1,300000) g
+SELECT a && b FROM (SELECT array_agg(g) AS a, array_agg(-g) AS b FROM generate_series(1,60000) g) s
+SELECT s.x && s.y FROM (SELECT array_agg(g), array_agg(-g) FROM generate_series(1,60000) g) s(x, y)
+WITH c(a, b) AS (SELECT array_agg(g), array_agg(-g) FROM generate_series(1,60000) g) SELECT a <@ b FROM c
+WITH c AS (SELECT array_agg(g) AS a FROM generate_series(1,60000) g) SELECT a && (SELECT array_agg(-g) FROM generate_series(1,60000) g) FROM c
+WITH c AS (SELECT array_agg(g) AS a FROM generate_series(1,60000) g), d AS (SELECT a AS z FROM c) SELECT z @> z FROM d
+SELECT ARRAY(SELECT g FROM generate_series(1,60000) g) && ARRAY(SELECT -g FROM generate_series(1,60000) g)
+SELECT a && b FROM (SELECT ARRAY(SELECT g FROM generate_series(1,60000) g) AS a) s, (SELECT ARRAY(SELECT -g FROM generate_series(1,60000) g) AS b) t
+SELECT 1 WHERE arrayoverlap(ARRAY(SELECT 1), ARRAY(SELECT 2))
+SELECT jsonb_agg(g) @> jsonb_agg(-g) FROM generate_series(1,40000) g
+SELECT jsonb_agg(g::text) - array_agg((-g)::text) FROM generate_series(1,30000) g
+SELECT j - a FROM (SELECT jsonb_agg(g::text) AS j, array_agg((-g)::text) AS a FROM generate_series(1,30000) g) s
+SELECT jsonb_agg(g::text) ?| array_agg((-g)::text) FROM generate_series(1,30000) g
+SELECT length(translate(string_agg(repeat('b',10000),''), string_agg(repeat('a',100),''), '')) FROM generate_series(1,100) g
+SELECT length(btrim(string_agg(repeat('b',10000),''), string_agg(repeat('a',100),'') || 'b')) FROM generate_series(1,100) g
+SELECT strpos(string_agg(repeat('a',10000),''), 'b' || string_agg(repeat('a',1000),'')) FROM generate_series(1,100) g
+SELECT position('b' || string_agg(repeat('a',1000),'') IN string_agg(repeat('a',10000),'')) FROM generate_series(1,100) g
+SELECT string_agg(repeat('a',10000),'') LIKE '%' || string_agg(repeat('a',1000),'') || 'b%' FROM generate_series(1,50) g
+SELECT string_agg(repeat('a',10000),'') ILIKE '%aaaaaaaaaaaaaaab%' FROM generate_series(1,50) g
+SELECT string_agg(repeat('a',10000),'') LIKE ANY (ARRAY['%aaaaaaaaaaaaaaab%']) FROM generate_series(1,50) g
+SELECT x LIKE y FROM (SELECT string_agg(repeat('a',10000),'') AS x, '%' || string_agg(repeat('a',1000),'') || 'b%' AS y FROM generate_series(1,50) g) s
+SELECT replace(repeat('a',10000), repeat('a',5000) || 'b', '')
+SELECT split_part(string_agg(repeat('a',10000),''), repeat('a',500) || 'b', 2) FROM generate_series(1,100) g
+SELECT string_agg(repeat('a',1000),'') SIMILAR TO '(aaaa|ab)*c' FROM generate_series(1,50) g
+SELECT string_agg(repeat('a',1000),'') ~ 'a.*b.*c' FROM generate_series(1,50) g
+WITH RECURSIVE r(t, n) AS (SELECT 'a', 1 UNION ALL SELECT t || t, n + 1 FROM r WHERE n < 20) SELECT t LIKE '%' || t || 'b%' FROM r
+WITH RECURSIVE r(t, n) AS (SELECT 'a', 1 UNION ALL SELECT t || t, n + 1 FROM r WHERE n < 20) SELECT strpos(t, t || 'b') FROM r
+WITH a AS (SELECT 'aaaaaaaa'::text AS t), b AS (SELECT t||t||t||t||t||t||t AS t FROM a), c AS (SELECT t||t||t||t||t||t||t AS t FROM b), d AS (SELECT t||t||t||t||t||t AS t FROM c) SELECT translate(t, t, '') FROM d
+SELECT (SELECT a FROM (SELECT array_agg(g) AS a FROM generate_series(1,60000) g) q) && (SELECT array_agg(-g) FROM generate_series(1,60000) g)
+SELECT (to_jsonb(s) -> 'a') @> (to_jsonb(s) -> 'b') FROM (SELECT array_agg(g) AS a, array_agg(-g) AS b FROM generate_series(1,60000) g) s
+SELECT q.a @> q.b FROM (SELECT 1) z, LATERAL (SELECT array_agg(g) AS a, array_agg(-g) AS b FROM generate_series(1,9) g) q
+SELECT encode(encode(encode(encode(encode(encode(encode(encode(encode('a'::bytea,'hex')::bytea,'hex')::bytea,'hex')::bytea,'hex')::bytea,'hex')::bytea,'hex')::bytea,'hex')::bytea,'hex')::bytea,'hex') LIKE '%aaaab%'
+SELECT string_to_array(power(9::numeric, 130000)::text, NULL) @> string_to_array(power(7::numeric, 130000)::text, NULL)
+SELECT (('[' || string_agg('(' || g || ',0)', ',') || ']')::path) <-> (('[' || string_agg('(' || g || ',5)', ',') || ']')::path) FROM generate_series(1,30000) g
+SELECT polygon(50000, circle(point(0,0), 5)) && polygon(50000, circle(point(0,0), 6))
+SELECT xpath('count(//*[count(//*[count(//*)>0])>0])', (SELECT xmlelement(name r, xmlagg(xmlelement(name a, ''))) FROM generate_series(1,1600)))::text
+SELECT xpath_exists('//*[count(//*)>0]', xmlelement(name r))
+SELECT xpath('//a//b', xmlelement(name r))
+SELECT xpath('//a[preceding::b]', xmlelement(name r))
+SELECT xpath('/a' || '/b', xmlelement(name r))
+SELECT xmlexists('//a[.//b]' PASSING xmlelement(name r))
+SELECT * FROM XMLTABLE('count(//*[count(//*)>0])' PASSING xmlelement(name r) COLUMNS x text PATH '.')
+SELECT * FROM XMLTABLE('/a' PASSING xmlelement(name r) COLUMNS x text PATH '//*[//*]')
+SELECT x.a FROM (SELECT jsonb_agg(g) AS j FROM generate_series(1,60000) g) s, jsonb_to_record(jsonb_build_object('a', s.j)) AS x(a jsonb) WHERE x.a @> x.a
+SELECT j.a @> j.a FROM (public.items CROSS JOIN (SELECT array_agg(g) AS b FROM generate_series(1,60000) g) s) AS j(x, a)
+"""  # noqa: E501
+ENDING = r"""
+SELECT id FROM items WHERE tags && ARRAY['a','b']
+SELECT id FROM items WHERE tags @> ARRAY['a','b']::text[] AND tags <@ '{a,b,c}'::text[]
+SELECT a.id FROM items a JOIN items b ON a.tags && b.tags
+SELECT id FROM users WHERE name LIKE '%x%' OR name ILIKE 'Long Prefix%' OR name NOT LIKE '%some longer text%'
+SELECT u.id FROM users u JOIN items i ON u.name ILIKE '%' || i.name || '%'
+SELECT replace(name,'a','b'), position('x' in name), translate(name, 'äöü', 'aou'), split_part(email, '@', 2), trim(name), trim(both ' x' from name), strpos(email, '@') FROM users
+SELECT id FROM orders WHERE data @> '{"a":1}' AND data ?| array['a','b'] AND data - 'x' <> '{}'
+SELECT replace(replace(replace(replace(phone,'-',''),' ',''),'(',''),')','') LIKE '%555 12%' FROM users
+SELECT regexp_replace(phone, '\D', '', 'g'), regexp_replace(name, '\s+', ' ', 'g') FROM users WHERE email ~* '^a.*@x\.com$' OR email SIMILAR TO '%(a|b)%'
+WITH t AS (SELECT user_id, array_agg(tag) AS tags FROM items GROUP BY 1) SELECT * FROM t WHERE tags && ARRAY['a','b']
+SELECT user_id FROM items GROUP BY user_id HAVING array_agg(tag) @> ARRAY['a','b']
+SELECT s.name, s.titles FROM (SELECT u.name, string_agg(i.title, ', ') AS titles FROM users u JOIN items i ON i.user_id = u.id GROUP BY 1) s WHERE s.name LIKE '%somebody%'
+SELECT string_agg(name, ', ') FROM users WHERE name LIKE '%long text%' AND tags && ARRAY['a']
+WITH p AS (SELECT first_name || ' ' || last_name AS name FROM users) SELECT * FROM p WHERE name ILIKE '%bob miller%'
+WITH RECURSIVE t AS (SELECT id, parent_id, ARRAY[id] AS path FROM items WHERE parent_id IS NULL UNION ALL SELECT i.id, i.parent_id, t.path || i.id FROM items i JOIN t ON i.parent_id = t.id WHERE NOT i.id = ANY (t.path)) SELECT * FROM t
+SELECT power(a, 2) - power(b, 2), a ^ 2 - b ^ 2, max(a) - min(b), now() - created_at FROM items GROUP BY a, b, created_at
+SELECT daterange('2024-01-01','2024-02-01') && daterange('2024-01-15', NULL), int4range(1, 5) @> 3, tsrange(a, b) && tsrange(c, d) FROM items
+SELECT to_tsvector('english', body) @@ websearch_to_tsquery('english', 'foo bar') FROM notes
+SELECT e->>'sku' FROM orders o, jsonb_array_elements(o.data->'items') AS e WHERE e->>'sku' LIKE '%abc-d%' AND e @> '{"a": 1}'
+SELECT substring(name from 1 for 3), substring(name from 'a(.)b') FROM users
+SELECT xpath('/a/b[@id="1"]/text()', doc), xpath('//item/@id', doc) FROM notes
+SELECT x.* FROM notes, XMLTABLE('/root/row' PASSING doc COLUMNS id int PATH '@id', n text PATH '../name', t text) AS x
+SELECT point(1,2) <-> point(3,4), box(point(0,0), point(1,1)) @> point(0.5,0.5)
+SELECT n.id FROM notes n WHERE lower(n.body) LIKE lower('%Hello World%')
+SELECT string_agg(w, ' ') FROM (SELECT unnest(string_to_array(body, ' ')) AS w FROM notes) s WHERE w LIKE '%some%'
+SELECT jsonb_agg(o) FROM (SELECT id, status FROM orders WHERE status LIKE '%open%') o
+"""  # noqa: E501
+
+
+class TestUnendingWork:
+    """Reads that no time limit ends: Postgres compares in one go, and does not look whether it was told to stop."""
+
+    SCOPE = SqlScope(tables={f"public.{name}": TableRule() for name in ("users", "orders", "notes", "items")})
+
+    @pytest.mark.parametrize("sql", UNENDING.strip().splitlines())
+    def test_is_forbidden(self, sql: str) -> None:
+        verdict = judge(sql, self.SCOPE)
+        assert verdict.risk is Risk.FORBIDDEN
+        assert "could not be read" not in verdict.reasons[0]
+
+    @pytest.mark.parametrize("sql", ENDING.strip().splitlines())
+    def test_ordinary_use_is_a_read(self, sql: str) -> None:
+        assert judge(sql, self.SCOPE).reasons == ()
+
+
 class TestColumns:
     @pytest.mark.parametrize(
         "sql",
@@ -291,6 +443,10 @@ class TestColumns:
             "SELECT o.amount FROM orders o WHERE EXISTS (SELECT 1 FROM users u WHERE u.id = o.user_id)",
             "UPDATE users SET email = 'x' WHERE id = 3 RETURNING id, old.email",
             "SELECT count(*) FROM users",
+            "EXPLAIN SELECT u.id FROM users u JOIN orders o ON o.user_id = u.id",
+            "SELECT public.users.email FROM public.users",
+            "SELECT a.email, b.email FROM users a JOIN users b ON a.id < b.id",
+            "UPDATE users old SET email = 'x' WHERE id = 3 RETURNING old.email",
         ],
     )
     def test_listed_columns_are_read(self, sql: str) -> None:
@@ -328,10 +484,28 @@ class TestColumns:
             "UPDATE users SET email = 'x' WHERE id = 3 RETURNING old.balance",
             "UPDATE users SET email = 'x' WHERE id = 3 RETURNING WITH (OLD AS o) o.balance",
             "EXPLAIN SELECT balance FROM users",
+            "SELECT (SELECT public.users.balance FROM (SELECT 1) AS users) FROM public.users",
+            "SELECT (SELECT public.users.* FROM (SELECT 1) AS users) FROM public.users",
+            "SELECT (SELECT to_jsonb(public.users.*) FROM (SELECT 1) AS users) FROM public.users",
+            "WITH users AS (SELECT 1 AS x) SELECT (SELECT public.users.balance FROM users) FROM public.users",
+            "SELECT id FROM public.users WHERE EXISTS (SELECT FROM (SELECT 1) users WHERE public.users.balance = 0)",
+            "SELECT id FROM public.users ORDER BY (SELECT public.users.balance FROM (SELECT 1) AS users)",
+            "UPDATE public.users SET email = (SELECT public.users.balance FROM (SELECT 1) AS users) WHERE id = 1",
+            "SELECT * FROM public.users, shop.users",
+            "SELECT * FROM shop.users, public.users",
+            "SELECT balance FROM public.users, shop.users",
+            "SELECT users FROM public.users CROSS JOIN shop.users",
+            "SELECT 1 FROM public.users JOIN shop.users ON balance = 1",
+            "SELECT 1 FROM public.users, LATERAL (SELECT balance) s, shop.users",
+            "SELECT public.users.balance FROM public.users, shop.users",
+            "UPDATE public.users SET email = 'x' FROM shop.users WHERE public.users.id = 1 RETURNING *",
+            "INSERT INTO public.users (id) VALUES (1) RETURNING public.users.balance",
         ],
     )
     def test_other_columns_are_forbidden(self, sql: str) -> None:
-        assert judge(sql, LIMITED).risk is Risk.FORBIDDEN
+        verdict = judge(sql, TWO_USERS if "shop." in sql else LIMITED)
+        assert verdict.risk is Risk.FORBIDDEN
+        assert "could not be read" not in verdict.reasons[0]
 
     def test_the_refusal_names_the_columns_that_may_be_read(self) -> None:
         assert judge("SELECT * FROM users", LIMITED).reasons == (
@@ -345,6 +519,14 @@ class TestBeforeParsing:
     )
     def test_invisible_character_is_forbidden(self, character: str) -> None:
         assert judge(f"SELECT 'a{character}b'").risk is Risk.FORBIDDEN
+
+    @pytest.mark.parametrize("name", ["👩\u200d💻", "عمر\u200e"])
+    def test_what_belongs_to_a_text_passes_between_quotes_only(self, name: str) -> None:
+        verdict = judge(f"SELECT id FROM users WHERE email = '{name}' AND email <> 'ä'")
+        assert verdict.risk is Risk.READ
+        assert f"email = '{name}'" in verdict.text
+        for sql in (f"SELECT id AS {name} FROM users", f'SELECT 1 AS "{name}"', f"SELECT 1 -- '{name}'"):
+            assert "invisible" in judge(sql).reasons[0]
 
     def test_tabs_and_new_lines_are_not(self) -> None:
         assert judge("SELECT\t1,\r\n2").risk is Risk.READ
@@ -436,9 +618,14 @@ def test_scope_holds_what_the_policy_gives_the_tenant() -> None:
         table("public.theirs", tenants=("acme",)),
         table("public.ours", tenants=("default",), insert=True),
     ]
-    scope = SqlScope.from_policy(tables, SimpleNamespace(functions={"public.f": "HIGH"}), "default")
+    sql = SimpleNamespace(
+        functions={"public.f": "HIGH"}, types=("public.order_status",), operators=("extensions.<=>",)
+    )
+    scope = SqlScope.from_policy(tables, sql, "default")
     assert scope.tables == {
         "public.shared": TableRule(columns=frozenset({"id"}), update=frozenset({"id"})),
         "public.ours": TableRule(insert=True),
     }
     assert scope.functions == {"public.f": Risk.DESTRUCTIVE}
+    assert scope.types == {"public.order_status"}
+    assert scope.operators == {"extensions.<=>"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -256,6 +257,61 @@ async def test_without_bubblewrap_one_warning_is_given_and_code_still_runs(
         await sandbox.close()
     assert (first.value, first.confined) == (1, False)
     assert stolen.status == "failed"
+    assert [event.name for event in events] == ["sandbox_confinement_unavailable"]
+
+
+def a_bubblewrap(folder: Path, *, fails: int, saying: str) -> str:
+    """A bubblewrap that fails so many times before it works."""
+    real = shutil.which("bwrap")
+    if real is None:
+        pytest.skip("no bubblewrap here")
+    program = folder / "bwrap"
+    program.write_text(
+        f"#!/bin/sh\necho x >> {folder}/tries\n"
+        f'if [ $(wc -l < {folder}/tries) -le {fails} ]; then echo "bwrap: {saying}" >&2; exit 1; fi\n'
+        f'exec {real} "$@"\n'
+    )
+    program.chmod(0o755)
+    return str(program)
+
+
+async def test_a_box_that_fails_for_a_moment_is_tried_again_and_code_never_runs_outside_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    moment = "Creating new namespace failed: Resource temporarily unavailable"
+    sandbox = ToolSandbox()
+    try:
+        if not await sandbox.is_confined():
+            pytest.skip("no bubblewrap that works here")
+    finally:
+        await sandbox.close()
+    bubblewrap = a_bubblewrap(tmp_path, fails=4, saying=moment)
+    monkeypatch.setattr("agent.execution.sandbox_confinement.shutil.which", lambda _name: bubblewrap)
+    sandbox = ToolSandbox()
+    try:
+        with pytest.raises(OperatorError, match="temporarily unavailable"):
+            await sandbox.run("def run():\n    return 1\n", {}, Host())
+        ran = await sandbox.run("def run():\n    return 1\n", {}, Host())
+    finally:
+        await sandbox.close()
+    assert (ran.value, ran.confined) == (1, True)
+
+
+async def test_a_box_that_the_kernel_refused_is_tried_again_later(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bubblewrap = a_bubblewrap(tmp_path, fails=3, saying="setting up uid map: Permission denied")
+    monkeypatch.setattr("agent.execution.sandbox_confinement.shutil.which", lambda _name: bubblewrap)
+    monkeypatch.setattr("agent.execution.tool_sandbox._CONFINE_AGAIN_SECONDS", 0.0)
+    events: list[Event] = []
+    sandbox = ToolSandbox()
+    try:
+        with listening(events.append):
+            outside = await sandbox.run("def run():\n    return 1\n", {}, Host())
+        inside = await sandbox.run("def run():\n    return 1\n", {}, Host())
+    finally:
+        await sandbox.close()
+    assert (outside.confined, inside.confined) == (False, True)
     assert [event.name for event in events] == ["sandbox_confinement_unavailable"]
 
 

@@ -21,7 +21,8 @@ def canonical_json(value: Any) -> str:
     Text is taken as it is, not normalised: two spellings of one letter are two values.
 
     Raises:
-        InvalidRequest: something that JSON has no word for, such as NaN, a key that is no text, or half a character.
+        InvalidRequest: something that JSON has no word for, such as NaN, a key that is no text, or half a character;
+            or a NUL, which the database cannot keep.
     """
     _check(value, 0)
     return json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
@@ -38,6 +39,8 @@ def _check(value: Any, depth: int) -> None:
     elif isinstance(value, str):
         if any("\ud800" <= letter <= "\udfff" for letter in value):
             raise InvalidRequest("a text of the arguments holds half a character (a lone surrogate)")
+        if "\0" in value:  # Postgres keeps none, so what is logged and shown would not be what runs
+            raise InvalidRequest("a text of the arguments holds a NUL character")
     elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):

@@ -379,6 +379,8 @@ def _status(approval: Approval) -> str:
     state = approval.state
     told = _STATUS[state]
     votes = approval.votes
+    if state == "expired" and len(approval.decided_by) >= approval.required_votes:
+        told = "Approved, but not taken up in time: it will not run"
     if state == "pending":
         yes = sum(vote.get("verdict") == "approve" for vote in votes)
         needed = approval.required_votes

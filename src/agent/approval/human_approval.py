@@ -374,8 +374,9 @@ class HumanApprovalQueue:
         identity_tenant: str | None = None,
         note: str = "",
     ) -> Approval:
-        """Ask for the same with other arguments, in place of what was asked. The editor's yes counts at once, except
-        for what is DESTRUCTIVE: that is approved by others.
+        """Ask for the same with other arguments, in place of what was asked. The editor's yes counts at once as one
+        vote, except for what is DESTRUCTIVE: that is approved by others. It needs as many votes as before, or more, and
+        nobody decides on it who might not decide before.
 
         Args:
             approval_id: what is pending.
@@ -410,9 +411,13 @@ class HumanApprovalQueue:
             raise Refused("an edit changes arguments, never the tool")
         if request.risk.rank < old.risk.rank:
             request = replace(request, risk=old.risk)
+        votes = request.required_votes or self.policy.approval.votes(request.risk)
         return await self.submit(
             replace(
                 request,
+                required_votes=max(old.required_votes, votes),
+                approvers=[name for name in request.approvers if name in old.approvers],
+                tainted=old.tainted or request.tainted,
                 batch_id=old.batch_id,
                 replaces=old.approval_id,
                 edited_by=reviewer.name,

@@ -6,7 +6,7 @@ Any number may run, in any number of processes: what one has taken is leased to 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -22,6 +22,8 @@ _EVERY_SECONDS: Final = 2.0
 _REST_SECONDS: Final = 5.0
 _LEASE_SECONDS: Final = 60.0
 _WORK_SECONDS: Final = 45.0  # less than the lease: nobody else begins the same meanwhile
+_AT_ONCE: Final = 8
+"""Cards that are delivered to one channel, and runs that are resumed, at the same time."""
 _TOLD_MAX: Final = 300
 
 
@@ -49,7 +51,8 @@ class ResumeOrder:
 
 
 class ApprovalKeeper:
-    """Tends the approvals of a queue until it is stopped. Channels and `resume` are called in the portal.
+    """Tends the approvals of a queue until it is stopped. Channels and `resume` are called in the portal, up to eight
+    times at once each; a slow one holds nothing else up.
 
     Args:
         queue: whose approvals these are.
@@ -71,6 +74,9 @@ class ApprovalKeeper:
         self._resume = resume
         self._executing_seconds = executing_seconds
         self._task: asyncio.Task[None] | None = None
+        # Each channel works at its own pace, and so do resumes: a slow one makes nobody else wait.
+        self._lanes = {name: _Lane() for name in self._channels}
+        self._resumes = _Lane()
 
     async def start(self) -> None:
         """Begin to tend; settings and policy are read now.
@@ -102,13 +108,17 @@ class ApprovalKeeper:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+        under_way = [each for lane in (*self._lanes.values(), self._resumes) for each in lane.under_way]
+        for each in under_way:
+            each.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
 
     async def _keep(self) -> None:
         is_told = False
         async with self._queue.notifications.heard() as bell:
             while True:
                 try:
-                    await self._run_once()
+                    await self._begin()
                     is_told = False
                     await bell.wait(_EVERY_SECONDS)
                 except Exception as error:  # noqa: BLE001 - without a keeper nothing expires, so it goes on
@@ -118,27 +128,29 @@ class ApprovalKeeper:
                     await asyncio.sleep(_REST_SECONDS)
 
     async def _run_once(self) -> None:
-        database = self._queue.database
-        await database.call("tend_approvals", executing_seconds=self._executing_seconds)
-        work: list[Awaitable[None]] = []
-        if self._channels:
-            deliveries = await database.call(
-                "take_deliveries", channels=[*self._channels], lease_seconds=_LEASE_SECONDS
-            )
-            work += [self._deliver(delivery) for delivery in deliveries]
-        if self._resume is not None:
-            orders = await database.call("take_resumes", lease_seconds=_LEASE_SECONDS)
-            work += [self._resume_one(order, self._resume) for order in orders]
-        failed = [each for each in await asyncio.gather(*work, return_exceptions=True) if each is not None]
+        failed = [each for each in await asyncio.gather(*await self._begin(), return_exceptions=True) if each]
         if failed:
             raise failed[0]
+
+    async def _begin(self) -> list[asyncio.Task[None]]:
+        """Tend, and begin to resume and deliver what is due; the leases keep it from being begun twice."""
+        database = self._queue.database
+        await database.call("tend_approvals", executing_seconds=self._executing_seconds)
+        begun: list[asyncio.Task[None]] = []
+        if self._resume is not None and self._resumes.has_room:
+            orders = await database.call("take_resumes", lease_seconds=_LEASE_SECONDS)
+            begun += [self._resumes.begin(self._resume_one(order, self._resume)) for order in orders]
+        if free := [name for name, lane in self._lanes.items() if lane.has_room]:
+            deliveries = await database.call("take_deliveries", channels=free, lease_seconds=_LEASE_SECONDS)
+            begun += [self._lanes[each["channel"]].begin(self._deliver(each)) for each in deliveries]
+        return begun
 
     async def _deliver(self, delivery: Mapping[str, Any]) -> None:
         channel = self._channels[delivery["channel"]]
         where = {"the_batch_id": delivery["batch_id"], "channel": channel.name}
         try:
             approvals = [Approval.from_row(row) for row in delivery["approvals"]]
-            async with asyncio.timeout(_WORK_SECONDS):
+            async with asyncio.timeout(_WORK_SECONDS), self._lanes[channel.name].place:
                 if delivery["ref"] is None:
                     ref = await channel.post(approvals, escalated=bool(delivery["escalated"]))
                 else:
@@ -160,7 +172,7 @@ class ApprovalKeeper:
         self, order: Mapping[str, Any], resume: Callable[[ResumeOrder], Awaitable[None]]
     ) -> None:
         try:
-            async with asyncio.timeout(_WORK_SECONDS):
+            async with asyncio.timeout(_WORK_SECONDS), self._resumes.place:
                 await resume(
                     ResumeOrder(
                         batch_id=order["batch_id"],
@@ -179,5 +191,30 @@ class ApprovalKeeper:
             await self._queue.database.call("resume_done", batch_id=order["batch_id"])
 
 
-def _shortly(error: Exception) -> str:
+class _Lane:
+    """Work of one kind that is under way in the portal, some of it waiting for its place."""
+
+    def __init__(self) -> None:
+        self.place = asyncio.Semaphore(_AT_ONCE)
+        self.under_way: set[asyncio.Task[None]] = set()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more can be taken without waiting; what is taken and waits uses up its lease."""
+        return len(self.under_way) < _AT_ONCE
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start it; it is held here until it is done."""
+        task = asyncio.create_task(work)
+        self.under_way.add(task)
+        task.add_done_callback(self._end)
+        return task
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self.under_way.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            emit("keeper_work_failed", reason=_shortly(error), again_in_seconds=_LEASE_SECONDS)
+
+
+def _shortly(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:_TOLD_MAX]

@@ -30,6 +30,7 @@ DEFAULT_NAME: Final = "agent-policy.toml"
 
 _BYTES_MAX: Final = 1_000_000
 _QUALIFIED: Final = re.compile(r"[^\s.\"']+\.[^\s.\"']+")
+_OPERATOR: Final = re.compile(r"[^\s.\"']+\.[-+*/<>=~!@#%^&|`?]+")
 
 
 def _risk(value: Any) -> Any:
@@ -174,11 +175,17 @@ class SqlPart(_Part):
 
     functions: Mapping[str, RiskName] = Field(default_factory=dict)
     """Functions of yours that may be called, `schema.name`, and what calling them is."""
+    types: Names = ()
+    """Enums, and types of extensions, that values may be cast to: `schema.name`. A cast runs the type's own code."""
+    operators: Names = ()
+    """Operators of extensions that only compute: `schema.operator`."""
     max_rows: int = Field(default=1000, ge=1, le=100_000)
     """Rows of a result; more are cut off."""
     timeout_seconds: float = Field(default=5, gt=0, le=300, strict=False)
     undo_rows: int = Field(default=1000, ge=0, le=100_000)
     """Rows that are kept as they were before, so that a write can be undone."""
+    trusted_triggers: Names = ()
+    """`schema.table.trigger`: triggers that do nothing outside the database, so that a write may be tried with them."""
 
     @field_validator("functions")
     @classmethod
@@ -187,6 +194,22 @@ class SqlPart(_Part):
             if not _QUALIFIED.fullmatch(name):
                 raise ValueError(f"{name!r}: a function is named schema.name, without quotes")
         return functions
+
+    @field_validator("types")
+    @classmethod
+    def _have_a_schema(cls, types: tuple[str, ...]) -> tuple[str, ...]:
+        for name in types:
+            if not _QUALIFIED.fullmatch(name):
+                raise ValueError(f"{name!r}: a type is named schema.name, without quotes")
+        return types
+
+    @field_validator("operators")
+    @classmethod
+    def _are_operators(cls, operators: tuple[str, ...]) -> tuple[str, ...]:
+        for name in operators:
+            if not _OPERATOR.fullmatch(name):
+                raise ValueError(f"{name!r}: an operator is named schema.operator, such as extensions.<=>")
+        return operators
 
 
 class _Whole(_Part):

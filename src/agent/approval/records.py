@@ -78,6 +78,8 @@ class ApprovalRequest:
     """Where it was edited."""
     note: str = ""
     """What the reviewer wrote with the edit."""
+    tainted: bool = False
+    """Whether the run that asks had read untrusted text."""
     approved_by: str | None = None
     """`policy:<rule>` where the policy file says yes by itself; never for DESTRUCTIVE."""
 
@@ -138,6 +140,8 @@ class Approval:
     replaces: str | None
     replaced_by: str | None
     edited_by: str | None
+    tainted: bool
+    """Whether the run that asked had read untrusted text; an edit of it is judged as such a call too."""
     fingerprint: str | None
     tables: tuple[str, ...]
     rows: int | None

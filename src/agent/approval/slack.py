@@ -250,15 +250,22 @@ class SlackAnswers:
             payload: as Slack sent it.
             delivery_key: the same for each copy of this delivery, and for no other.
         """
-        if not await remember_delivery(self._queue, SlackChannel.name, delivery_key):
-            emit("slack_answer_refused", reason="the delivery is a copy of an earlier one")
-            return
         try:
+            if not await remember_delivery(self._queue, SlackChannel.name, delivery_key):
+                emit("slack_answer_refused", reason="the delivery is a copy of an earlier one")
+                return
             match payload.get("type"):
                 case "block_actions":
                     await self._pressed(payload, delivery_key)
                 case "view_submission":
                     await self._edited(payload)
+        except LearningError as error:
+            # Slack has its answer already and sends nothing again: without a word the press would be lost.
+            emit("slack_answer_failed", reason=type(error).__name__)
+            user, channel = _text(payload, "user", "id"), _channel_of(payload)
+            if user and channel:
+                text = "Not done: it could not be recorded, and nothing was decided. Press again."
+                await self._channel.tell(channel=channel, user=user, text=text)
         except _Refusal as refusal:
             user = _text(payload, "user", "id")
             emit("slack_answer_refused", reason=str(refusal), slack_user=user)
@@ -664,6 +671,16 @@ def _text(document: Any, *path: str) -> str:
     for name in path:
         document = document.get(name) if isinstance(document, Mapping) else None
     return document if isinstance(document, str) else ""
+
+
+def _channel_of(payload: Mapping[str, Any]) -> str:
+    """Where the person pressed, or opened the form; empty where it does not say."""
+    if payload.get("type") != "view_submission":
+        return _text(payload, "container", "channel_id")
+    try:
+        return _text(json.loads(_text(payload, "view", "private_metadata")), "channel")
+    except (ValueError, RecursionError):
+        return ""
 
 
 def _is_of(approval: Approval, place: Mapping[str, str], *, app: str, team: str) -> bool:

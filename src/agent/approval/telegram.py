@@ -264,7 +264,9 @@ class TelegramChannel:
         text, entities, is_whole = message_text(card)
         keyboard = []
         if is_private or card.risk is not Risk.DESTRUCTIVE:
-            keyboard = self._keyboard(card, approvals, may_approve=is_whole)
+            # Who presses here has seen no more than this message.
+            is_seen = is_whole and not any(item.hidden_characters for item in card.items)
+            keyboard = self._keyboard(card, approvals, may_approve=is_seen)
         return {
             "text": text,
             "entities": entities,
@@ -290,7 +292,8 @@ class TelegramChannel:
             approve = self._button(f"✅ Approve all {len(waiting)}", "A", waiting) if may_all else []
             rows.append([*approve, *self._button(f"❌ Reject all {len(waiting)}", "R", waiting)])
         if card.is_open and card.link and card.link.startswith("https://"):
-            rows.append([{"text": "Show the whole, or edit", "url": card.link}])
+            told = "Show the whole, or edit" if may_approve else "Show the whole, to approve or edit"
+            rows.append([{"text": told, "url": card.link}])
         return [row for row in rows if row]
 
     def _button(self, text: str, verdict: str, approvals: Sequence[Approval]) -> list[dict[str, str]]:
@@ -436,7 +439,10 @@ def message_text(card: Card) -> tuple[str, list[dict[str, Any]], bool]:
     for fact in card.facts:
         _add_shown(text, fact)
     if any(item.hidden_characters for item in card.items):
-        text.add(f"A part is not on this card. The whole: {card.where}\n", "bold")
+        text.add(
+            f"A part is not on this card, so it can be rejected here and approved where all is seen: {card.where}\n",
+            "bold",
+        )
     for claim in card.claims:
         _add_shown(text, claim)
     return text.finished()

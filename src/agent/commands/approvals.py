@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -207,13 +209,7 @@ def _decide(
             "Look at it again: agent approvals show " + approval.approval_id
         )
     if not is_sure and hash_ is None:
-        if as_json or not is_terminal():
-            raise typer.BadParameter(
-                "nobody can be asked here; say --yes, or what you saw with --hash", param_hint="'--yes'"
-            )
-        _print_card(approval)
-        if not typer.confirm(f"{verdict.capitalize()} this as {reviewer.name}?"):
-            raise typer.Exit(1)
+        _ask_first(approval, f"{verdict.capitalize()} this as {reviewer.name}?", as_json=as_json)
     outcome = asyncio.run(decide(approval, reviewer))
     if outcome.outcome == "refused":
         raise Refused(f"not recorded: {outcome.why}")
@@ -228,6 +224,16 @@ def _decide(
     if after.is_open:
         votes = sum(vote["verdict"] == "approve" for vote in after.votes)
         remark(f"{votes} of {after.required_votes} people have approved it.")
+
+
+def _ask_first(approval: Approval, question: str, *, as_json: bool) -> None:
+    if as_json or not is_terminal():
+        raise typer.BadParameter(
+            "nobody can be asked here; say --yes, or what you saw with --hash", param_hint="'--yes'"
+        )
+    _print_card(approval)
+    if not typer.confirm(question):
+        raise typer.Exit(1)
 
 
 def reviewer_of(queue: HumanApprovalQueue, named: str | None) -> Reviewer:
@@ -360,6 +366,73 @@ def _scope(halt: Any) -> str:
 # --- standing rules ---------------------------------------------------------------------------------------------
 
 
+@app.command(epilog=EXIT_CODES)
+def allow(
+    approval_id: _IdArgument,
+    rows: Annotated[
+        int, typer.Option("--rows", metavar="N", min=0, help="Calls that touch at most so many rows.")
+    ],
+    lasts: Annotated[
+        str, typer.Option("--for", metavar="TIME", help="How long: 30m, 12h, 7d or 2w, at most 90 days.")
+    ],
+    uses: Annotated[
+        int | None, typer.Option("--uses", metavar="N", min=1, help="So many calls; by default any number.")
+    ] = None,
+    reviewer: _AsOption = None,
+    hash_: _HashOption = None,
+    yes: _YesOption = False,
+    tenant: TenantOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a standing rule: calls of the shape of this one run unasked from now on. This one itself is not decided."""
+    from agent.approval.standing_rules import StandingRule, make_rule, no_rule_because
+    from agent.errors import Refused
+
+    how_long = _how_long(lasts)
+
+    async def read() -> tuple[Approval, Reviewer, str | None]:
+        async with _opened_queue() as queue:
+            who = reviewer_of(queue, reviewer)
+            found = await _find(queue, tenant_identity(tenant), approval_id)
+            return found, who, no_rule_because(queue, found, who)
+
+    async def make(approval: Approval, who: Reviewer) -> StandingRule:
+        async with _opened_queue() as queue:
+            return await make_rule(
+                queue, approval.approval_id, who, identity_tenant=tenant_identity(tenant).tenant_id,
+                max_rows=rows, max_uses=uses, lasts=how_long, args_hash=hash_.lower() if hash_ else None,
+            )  # fmt: skip
+
+    approval, who, why = asyncio.run(read())
+    if why is not None:
+        raise Refused(why)
+    if not yes and hash_ is None:
+        _ask_first(
+            approval,
+            f"Allow calls of this shape on {', '.join(one_line(name) for name in approval.tables) or 'no table'}, "
+            f"up to {rows} rows each, for {one_line(lasts)}, by all agents and users of the tenant, as {who.name}?",
+            as_json=as_json,
+        )
+    rule = asyncio.run(make(approval, who))
+    if as_json:
+        say_json(
+            {"rule_id": rule.rule_id, "expires_at": rule.expires_at.isoformat(), "tables": [*rule.tables]}
+        )
+        return
+    say(f"{who.name} allows calls of this shape until {local_time(rule.expires_at.isoformat())}.")
+    remark(f"It ends with: agent approvals revoke {rule.rule_id}")
+    if approval.is_open:
+        remark("This call itself still waits for a decision.")
+
+
+def _how_long(written: str) -> timedelta:
+    found = re.fullmatch(r"([0-9]{1,5})([mhdw])", written.strip().lower())
+    if found is None:
+        raise typer.BadParameter(f"{written!r} is no time such as 30m, 12h, 7d or 2w", param_hint="'--for'")
+    unit = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}[found[2]]
+    return timedelta(**{unit: int(found[1])})
+
+
 @app.command(epilog=f"In a pipe: tab-separated lines without a heading. {EXIT_CODES}")
 def rules(tenant: TenantOption = None, as_json: JsonOption = False) -> None:
     """List standing rules: calls of one shape that somebody approved for a time."""
@@ -451,12 +524,14 @@ async def _opened_queue() -> AsyncIterator[HumanApprovalQueue]:
 
 
 async def _find(queue: HumanApprovalQueue, identity: Identity, approval_id: str) -> Approval:
-    known = await queue.database.call("list_approvals", identity, wanted={"limit": _PAGE})
+    wanted = approval_id.strip().lower()
+    if len(wanted) >= 36:
+        return await queue.get(wanted, identity)
+    known: list[dict[str, Any]] = []
+    if re.fullmatch(r"[0-9a-f][0-9a-f-]*", wanted):
+        known = await queue.database.call("list_approvals", identity, wanted={"begins": wanted, "limit": 9})
     ids = [row["approval_id"] for row in known]
-    wanted = approval_id.lower()
-    if len(wanted) < 36 or wanted in ids:
-        wanted = _only(ids, wanted, "approval", identity, "agent approvals list --all")
-    return await queue.get(wanted, identity)
+    return await queue.get(_only(ids, wanted, "approval", identity, "agent approvals list --all"), identity)
 
 
 def _only(ids: Sequence[str], begins: str, kind: str, identity: Identity, shown_by: str) -> str:

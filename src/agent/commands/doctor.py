@@ -209,6 +209,46 @@ async def _postgres(
             message=f"row level security is forced on every table, and {facts.login!r} is a member of agent_server",
         )
     yield await _queue(chosen, database)
+    logins = await _logins(chosen, database, url)
+    if logins is not None:
+        yield logins
+
+
+async def _logins(
+    chosen: Settings, database: EmbeddedDatabase | PostgresDatabase, url: str
+) -> Finding | None:
+    """The logins of agents' SQL; `None` where none were made."""
+    from agent.approval.policy_file import load_policy
+    from agent.database.postgres import PostgresDatabase
+    from agent.execution.sql_login_check import check_logins
+
+    owner_url = None if isinstance(database, PostgresDatabase) else url
+    try:
+        checked = await check_logins(chosen, load_policy(chosen.policy_file), owner_url=owner_url)
+    except LearningError as error:
+        return Finding(
+            name="sql logins", status="problem", message=str(error), what_to_do="Put the file right."
+        )
+    if not checked:
+        return None
+    faults = [
+        f"{one.login} (tenant {one.tenant_id!r}): {one.failure or '; '.join(one.too_many[:4])}"
+        for one in checked
+        if one.failure or one.too_many
+    ]
+    if faults:
+        return Finding(
+            name="sql logins",
+            status="problem",
+            message=f"agents run no SQL with these: {'; '.join(faults)}",
+            what_to_do="`agent migrate --roles --tenant TENANT` puts it right where the owner's login may; "
+            "`agent sql check --tenant TENANT` tells every right too many.",
+        )
+    return Finding(
+        name="sql logins",
+        status="ok",
+        message=f"none of {len(checked)} logins can do more than the policy file lists",
+    )
 
 
 async def _migrated(chosen: Settings, database: Database, url: str) -> Finding:

@@ -70,7 +70,7 @@ class EmbeddedDatabase(Database):
         return str(database.url)
 
     def secret(self) -> str | None:
-        """The server's password, once it runs."""
+        """That of the database, once it runs."""
         return self._database.secret() if self._database is not None else None
 
     async def _call(self, function: str, identity: Identity | None = None, /, **arguments: Any) -> Any:
@@ -79,8 +79,8 @@ class EmbeddedDatabase(Database):
 
     async def _prepare(self) -> None:
         """Start and migrate the server, where this was not done."""
-        if self._database is None:
-            await self._started()
+        database = self._database or await self._started()
+        await database.prepare()
 
     async def _started(self) -> Any:
         self._starting = self._starting or asyncio.Lock()

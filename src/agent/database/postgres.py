@@ -59,19 +59,13 @@ class PostgresDatabase(Database):
         if self._forgotten is not None:
             self._forgotten.detach()
         self._opening = None
+        self._reading_secret = None
         self._down_until = 0.0
 
     @property
     def url(self) -> str:
         """Where it is, password included: for workers, never for messages."""
         return self._url
-
-    def secret(self) -> str:
-        """The password, the same whatever host or pooler it goes through; without one the address."""
-        try:
-            return urlsplit(self._url).password or self._url
-        except ValueError:
-            return self._url
 
     async def _call(self, function: str, identity: Identity | None = None, /, **arguments: Any) -> Any:
         if identity is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, LiteralString
@@ -24,12 +26,21 @@ from agent.errors import (
 from agent.identity import Identity
 from agent.portal import portal
 
+_SECRET_WAITS_SECONDS = 1.0
+"""Longest wait for the secret; the reading of it goes on."""
+_SECRET_RESTS_SECONDS = 2.0
+"""How long it is not asked for after it could not be read."""
+
 
 class Database(ABC):
     """A transport to the storage functions, and the storage operations that people call themselves.
 
     Safe for use from any number of tasks, threads and event loops: the work is done in the portal.
     """
+
+    _secret: str | None = None
+    _secret_rests_until = 0.0
+    _reading_secret: asyncio.Task[None] | None = None
 
     async def call(self, function: str, identity: Identity | None = None, /, **arguments: Any) -> Any:
         """Run one storage function, one transaction, and return its JSON result.
@@ -41,8 +52,10 @@ class Database(ABC):
         return await portal().run(self._call(function, identity, **arguments))
 
     async def prepare(self) -> None:
-        """Do what is done once and may take longer than a call should: the embedded server starts and is migrated."""
-        await portal().run(self._prepare())
+        """Do what is done once and may take longer than a call should: the embedded server starts and is migrated, and
+        the secret is read. A database that is away raises nothing here, unless it is the embedded one."""
+        if self._secret is None:
+            await portal().run(self._prepare())
 
     async def close(self) -> None:
         """Give back connections; calls after it open new ones."""
@@ -52,16 +65,36 @@ class Database(ABC):
     async def _call(self, function: str, identity: Identity | None = None, /, **arguments: Any) -> Any:
         """`call` in the portal."""
 
-    async def _prepare(self) -> None:  # noqa: B027 - most have nothing to prepare
+    async def _prepare(self) -> None:
         """`prepare` in the portal."""
+        await self._read_secret()
 
     @abstractmethod
     async def _close(self) -> None:
         """`close` in the portal."""
 
     def secret(self) -> str | None:
-        """What all servers of this database know and no client does, to seal with; `None` where it is not known."""
-        return None
+        """What all servers of this database know and no client does, to seal with; `None` where it is not known yet:
+        then `prepare` reads it. A thread without an event loop waits for it."""
+        if self._secret is None and not _in_a_loop():
+            portal().run_sync(self._prepare())
+        return self._secret
+
+    async def _read_secret(self) -> None:
+        """Read the secret, where this was not done. What cannot be read is asked for again after some seconds."""
+        if self._secret is not None or time.monotonic() < self._secret_rests_until:
+            return
+        if self._reading_secret is None or self._reading_secret.done():
+            self._reading_secret = asyncio.get_running_loop().create_task(self._ask_for_secret())
+        await asyncio.wait([self._reading_secret], timeout=_SECRET_WAITS_SECONDS)
+
+    async def _ask_for_secret(self) -> None:
+        try:
+            self._secret = str(await self._call("server_secret", purpose="seal"))
+        except (
+            LearningError
+        ):  # each call says for itself what is wrong; until then seals hold in this process
+            self._secret_rests_until = time.monotonic() + _SECRET_RESTS_SECONDS
 
     async def get_learning(self, memory_id: str, *, identity: Identity) -> dict[str, Any] | None:
         """One memory with its versions and evidence, or `None` where this identity has none of that id."""
@@ -132,6 +165,14 @@ class Database(ABC):
     async def clear_learnings(self, *, identity: Identity, store: str | None = None) -> int:
         """Delete all memories of an identity for good, of one store or of all. Returns how many went."""
         return int(await self.call("clear_learnings", somebody(identity), the_store=store))
+
+
+def _in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def somebody(identity: Identity) -> Identity:

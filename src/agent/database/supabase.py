@@ -32,6 +32,7 @@ class SupabaseDatabase(Database):
         self._url = url
         self._key = key
         self._access_token = access_token
+        self._secret = access_token  # the one user's; that of the servers is not for them
         self._client: AsyncClient | None = None
         self._http: httpx.AsyncClient | None = None
         self._opening: asyncio.Lock | None = None
@@ -39,7 +40,7 @@ class SupabaseDatabase(Database):
 
     def start_anew(self) -> None:
         """In a forked child: the connections are the parent's."""
-        self._client = self._http = self._opening = None
+        self._client = self._http = self._opening = self._reading_secret = None
 
     @classmethod
     def from_settings(cls, settings: Settings) -> SupabaseDatabase:
@@ -82,10 +83,6 @@ class SupabaseDatabase(Database):
     def claimed_identity(self) -> Identity | None:
         """Whom the access token names, or `None` for a server's key. Read for labels only: the database verifies."""
         return identity_of_token(self._access_token) if self._access_token else None
-
-    def secret(self) -> str:
-        """The key or the user's token."""
-        return self._access_token or self._key
 
     async def _call(self, function: str, identity: Identity | None = None, /, **arguments: Any) -> Any:
         import httpx

@@ -6,26 +6,29 @@ requests have keys, answers are taken once, and what is run was claimed.
 
 from __future__ import annotations
 
+import hashlib
 import uuid
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, RemoveMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.errors import GraphBubbleUp
-from langgraph.types import Command, interrupt
-from pydantic import BaseModel, ValidationError
+from langgraph.types import Command, Send, interrupt
+from pydantic import BaseModel
 
-from agent.approval.answers import Answer, BatchAnswer, Proposed, Verdict, payload, read_answers
-from agent.approval.binding import binding_hash, canonical_json, shown
+from agent.approval.answers import UNREADABLE, Answer, BatchAnswer, Proposed, Verdict, payload, read_answers
+from agent.approval.binding import binding_hash, canonical_json
+from agent.approval.card import visible
 from agent.approval.graph_resume import announce_pause, is_watched
 from agent.approval.records import Approval
 from agent.approval.risk import Risk
 from agent.errors import ConfigurationError, ConflictError, InvalidRequest, LearningError, Refused
 from agent.events import emit
+from agent.execution.call_arguments import check_taken
 from agent.execution.execution_records import (
     Assessment,
     ExecutionResult,
@@ -36,7 +39,7 @@ from agent.execution.execution_records import (
 )
 from agent.execution.result_text import fenced
 from agent.execution.safe_executor import SafeExecutor
-from agent.execution.tool_registry import Appraisal, ToolOutcome, what_is_wrong
+from agent.execution.tool_registry import Appraisal, ToolOutcome
 from agent.identity import Identity
 
 CHANNEL: Final = "interrupt"
@@ -45,10 +48,14 @@ UNTRUSTED: Final = "agent_untrusted"
 
 _BATCHES: Final = uuid.UUID("5b1a8c52-7f0e-4d0c-9a55-6e0d6f1f6c11")
 _EDITS_MAX: Final = 100
+_MEDIA: Final = frozenset({"image", "image_url", "audio", "input_audio", "video"})
 _REASON_CHARACTERS_MAX: Final = 1_000
 
 read_untrusted: ContextVar[list[bool] | None] = ContextVar("agent_read_untrusted", default=None)
 """Whether the call around this code has read untrusted text: a list of one, which agents inside it set."""
+
+around_tainted: ContextVar[bool] = ContextVar("agent_around_tainted", default=False)
+"""Whether the agent whose call is around this code had read untrusted text before it made the call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +99,8 @@ class Turn:
     batch_id: str
     caller: Caller
     calls: Sequence[GatedCall]
+    place: str | None = None
+    """Thread and message, whoever asks; `None` where there is no thread to come back to."""
     notice: str = ""
     """Why the answer before did not count."""
 
@@ -122,7 +131,17 @@ class CallGate:
         risks: Mapping[str, Risk | str] | None = None,
         untrusted_tools: Collection[str] = (),
     ) -> None:
-        if isinstance(untrusted_tools, str):
+        if not isinstance(executor, SafeExecutor):
+            raise ConfigurationError(
+                f"executor={executor!r} must be a SafeExecutor, not {type(executor).__name__}"
+            )
+        if risks is not None and not isinstance(risks, Mapping):
+            raise ConfigurationError(f"risks={risks!r} must be a mapping of names to risks")
+        if (
+            isinstance(untrusted_tools, str)
+            or not isinstance(untrusted_tools, Collection)
+            or not all(isinstance(name, str) for name in untrusted_tools)
+        ):
             raise ConfigurationError(f"untrusted_tools={untrusted_tools!r} must be a collection of names")
         self.executor = executor
         try:
@@ -131,7 +150,14 @@ class CallGate:
             raise ConfigurationError(f"risks: {error}") from None
         self.untrusted_tools = frozenset(untrusted_tools)
         self.tools: dict[str, BaseTool] = {}
-        """Tools seen so far, to check edits by."""
+        """Tools seen so far, to check calls and edits by."""
+        self.has_seen_tools = False
+        """Whether the tools of the agent were seen in this process: a call of another is of none."""
+
+    def unknown_names(self, written: Collection[str] = ()) -> list[str]:
+        """Names in `risks` and `untrusted_tools` that no tool has."""
+        known = {"*", *self.tools, *written, *(spec.name for spec in self.executor.registry)}
+        return sorted((set(self.risks) | self.untrusted_tools) - known)
 
     # Taint
 
@@ -187,26 +213,14 @@ class CallGate:
         return turn
 
     async def _open(self, message: AIMessage, caller: Caller, *, held: bool) -> Turn:
-        batch_id = str(
-            uuid.uuid5(_BATCHES, canonical_json([caller.identity.tenant_id, caller.thread_id, message.id]))
-        )
+        message_id = message.id
+        if caller.thread_id is None:  # never resumed; and ids of messages may be the same for several users
+            message_id = str(uuid.uuid4())
         try:
+            batch_id = _batch_of(caller, message_id)
             known = await self._rows(batch_id, caller.identity)
         except LearningError as error:  # no answer is a no
-            refusal: tuple[Status, str, Risk] = ("failed", str(error), Risk.WRITE)
-            return Turn(
-                batch_id=batch_id,
-                caller=caller,
-                calls=[
-                    GatedCall(
-                        id=call.get("id") or f"call-{place}",
-                        name=call["name"],
-                        original=dict(call["args"]),
-                        refusal=refusal,
-                    )
-                    for place, call in enumerate(message.tool_calls)
-                ],
-            )
+            return self.refused(message, caller, str(error))
         if known:  # who asked was settled when it was asked; whoever resumes a run does not become them
             asked = known[0]
             caller = replace(
@@ -221,7 +235,7 @@ class CallGate:
         calls = []
         for place, call in enumerate(message.tool_calls):
             call_id = call.get("id") or f"call-{place}"
-            key = call_key(caller.thread_id, message.id, call_id)
+            key = call_key(caller.thread_id, message_id, call_id)
             gated = GatedCall(id=call_id, name=call["name"], original=dict(call["args"]))
             row = next((row for row in known if row.request_key == key), None)
             if row is not None:
@@ -232,15 +246,48 @@ class CallGate:
                         gated, caller, key=key, batch_id=batch_id, held=held, reason=message.text.strip()
                     )
                 )
-        return Turn(batch_id=batch_id, caller=caller, calls=calls)
+        return Turn(batch_id=batch_id, caller=caller, calls=calls, place=_place(caller.thread_id, message_id))
+
+    def refused(self, message: AIMessage, caller: Caller, why: str, status: Status = "failed") -> Turn:
+        """The turn in which none of the message's calls runs."""
+        return Turn(
+            batch_id=str(uuid.uuid4()),
+            caller=caller,
+            calls=[
+                GatedCall(
+                    id=call.get("id") or f"call-{place}",
+                    name=call["name"],
+                    original=dict(call["args"]),
+                    refusal=(status, why, Risk.WRITE),
+                )
+                for place, call in enumerate(message.tool_calls)
+            ],
+        )
+
+    async def is_anothers(self, message: AIMessage, caller: Caller) -> bool:
+        """Whether the calls of this message were asked about before, for another tenant than the caller's."""
+        place = _place(caller.thread_id, message.id)
+        if place is None or await self._rows(_batch_of(caller, message.id), caller.identity):
+            return False
+        return await self._was_asked_by_others(place, caller.identity.tenant_id)
+
+    async def _was_asked_by_others(self, place: str, tenant_id: str) -> bool:
+        """Enter that this tenant came by. Whether another was here first, and this one never."""
+        is_first = await self._first_time(f"{place}:asked")
+        is_first_of_tenant = await self._first_time(f"{place}:asked:{_tenant_mark(tenant_id)}")
+        return is_first_of_tenant and not is_first
 
     async def _known(
         self, call: GatedCall, row: Approval, known: Sequence[Approval], caller: Caller
     ) -> GatedCall:
         """A call that was proposed before; one that is another by now is not run, and neither is the old one."""
-        if row.tool != call.name or canonical_json(row.arguments) != canonical_json(
-            self._normal(call.name, call.original)
-        ):
+        try:
+            is_same = row.tool == call.name and canonical_json(row.arguments) == canonical_json(
+                self._normal(call.name, call.original)
+            )
+        except InvalidRequest:
+            is_same = False
+        if not is_same:
             newest = _newest(row, known)
             await self.executor.queue.cancel(newest.approval_id, caller.identity)
             return replace(
@@ -278,7 +325,12 @@ class CallGate:
     async def assess(
         self, name: str, arguments: Mapping[str, Any], caller: Caller, call_id: str
     ) -> Assessment:
-        """What code says of a call, of a registered tool or of any other of LangChain's."""
+        """What code says of a call, of a registered tool or of any other of LangChain's.
+
+        Raises:
+            InvalidRequest: there is no such tool, or it does not take these arguments as they are.
+            LearningError: it cannot be tried.
+        """
         if self.executor.registry.get(name) is not None:
             return await self.executor.assess(
                 name,
@@ -288,6 +340,8 @@ class CallGate:
                 thread_id=caller.thread_id,
                 tool_call_id=call_id,
             )
+        if name not in caller.written:
+            self._check_taken(name, arguments)
         is_written = name in caller.written and name not in self.risks
         return self.executor.judged(
             Appraisal(risk=Risk.READ if is_written else self.risks.get(name, Risk.WRITE)),
@@ -301,6 +355,15 @@ class CallGate:
             thread_id=caller.thread_id,
             tool_call_id=call_id,
         )
+
+    def _check_taken(self, name: str, arguments: Mapping[str, Any]) -> None:
+        """Refuse a call of a tool that there is not, or with arguments that it would not get as they are."""
+        tool = self.tools.get(name)
+        if tool is not None:
+            check_taken(tool, arguments)
+        elif self.has_seen_tools:
+            known = {*self.tools, *(spec.name for spec in self.executor.registry)}
+            raise InvalidRequest(f"there is no tool {name!r}; known are {', '.join(sorted(known))}")
 
     def _normal(self, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments as they are bound: those of registered tools with their defaults."""
@@ -370,15 +433,17 @@ class CallGate:
         """Note what the pause of this number shows. Returns what it showed already when the answer was given.
 
         On the way to a pause these are none; after it, when the node runs again, what the person saw. An answer counts
-        for nothing else: neither for a call that came meanwhile nor for one that was edited elsewhere.
+        by places, so it counts only for the very same calls in the same order: not where one came meanwhile, changed
+        its place, or was edited elsewhere.
         """
-        seen = set()
-        for call in turn.asked:
-            if call.approval is not None and call.approval.is_open:
-                key = f"{turn.batch_id}:{number}:shown:{call.approval.approval_id}"
-                if not await self._first_time(key):
-                    seen.add(call.approval.approval_id)
-        return seen
+        if number == 0 and turn.place is not None:
+            await self._was_asked_by_others(turn.place, turn.caller.identity.tenant_id)
+        asked = [call.approval for call in turn.asked if call.approval is not None]
+        whole = canonical_json([[approval.approval_id, approval.args_hash] for approval in asked])
+        digest = hashlib.sha256(whole.encode()).hexdigest()
+        if await self._first_time(f"{turn.batch_id}:{number}:shown:{digest}"):
+            return set()
+        return {approval.approval_id for approval in asked if approval.is_open}
 
     async def _first_time(self, key: str) -> bool:
         return bool(await self.executor.database.call("remember_delivery", channel=CHANNEL, delivery_key=key))
@@ -485,16 +550,9 @@ class CallGate:
         Raises:
             InvalidRequest: they do not fit.
         """
-        model = _model_of(self.tools.get(approval.tool))
-        if model is None or self.executor.registry.get(approval.tool) is not None:
-            return
-        unknown = sorted(set(arguments) - set(model.model_fields))
-        if unknown:
-            raise InvalidRequest(f"{approval.tool} takes no {unknown[0]!r}")
-        try:
-            model.model_validate(dict(arguments))
-        except ValidationError as error:
-            raise InvalidRequest(f"{approval.tool}: {what_is_wrong(error)}") from None
+        tool = self.tools.get(approval.tool)
+        if tool is not None and self.executor.registry.get(approval.tool) is None:
+            check_taken(tool, arguments)
 
     # What is kept, and what is run
 
@@ -503,7 +561,9 @@ class CallGate:
         found: dict[str, Any] = {}
         for call in turn.calls:
             kept: dict[str, Any] = {"call": _digest(call.name, call.original)}
-            if call.refusal is not None:
+            if not kept["call"] and call.refusal is None:
+                kept["refusal"] = ["refused", "the arguments cannot be written as JSON", "WRITE"]
+            elif call.refusal is not None:
                 kept["refusal"] = [call.refusal[0], call.refusal[1], str(call.refusal[2])]
             elif call.approval is not None:
                 kept["approval_id"] = call.approval.approval_id
@@ -594,7 +654,12 @@ class CallGate:
             return await self.executor.admit(found, caller.identity)
         approval = await self.executor.queue.get(approval_id, caller.identity)
         if approval.state != "approved":
-            return await self.executor.not_run(approval, caller.identity)
+            result = await self.executor.not_run(approval, caller.identity)
+            if result.status == "rejected" and approval.note == UNREADABLE:
+                why = "the answer about it could not be read, and that counts as a no"
+                again = "Do not try it again unless the user asks."
+                return replace(result, error=why, text=f"{name} was not executed: {why}. {again}")
+            return result
         if self.executor.registry.get(name) is not None:
             found = await self.executor.approved_call(approval, caller.identity)
         else:
@@ -629,7 +694,10 @@ class CallGate:
         name = permit.assessment.tool
         if not isinstance(result, ToolMessage):
             settled = await self.executor.settle(permit, ToolOutcome())
-            return result if settled.ok else self.message(settled, permit.assessment.tool_call_id or "")
+            if not settled.ok:
+                return self.message(settled, permit.assessment.tool_call_id or "")
+            mark = self._mark(name, by_inside=read)
+            return changed_messages(result, lambda message: self._strange(name, message)) if mark else result
         error = "the tool answered with an error" if result.status == "error" else None
         size = len(result.text.encode(errors="replace"))
         settled = await self.executor.settle(permit, ToolOutcome(error=error, result_bytes=size))
@@ -638,9 +706,16 @@ class CallGate:
         update: dict[str, Any] = {}
         if mark := self._mark(name, by_inside=read):
             update["additional_kwargs"] = {**result.additional_kwargs, **mark}
-        if self.is_untrusted(name) and isinstance(result.content, str):
-            update["content"] = fenced(name, result.content)
+        if self.is_untrusted(name):
+            update["content"] = _fenced_content(name, result.content)
         return result.model_copy(update=update) if update else result
+
+    def _strange(self, name: str, message: BaseMessage) -> BaseMessage:
+        """A message that a tool put into the state, marked and where the tool is untrusted fenced."""
+        update: dict[str, Any] = {"additional_kwargs": {**message.additional_kwargs, UNTRUSTED: True}}
+        if self.is_untrusted(name):
+            update["content"] = _fenced_content(name, message.content)
+        return message.model_copy(update=update)
 
     async def settle_error(self, permit: Permit, error: BaseException) -> None:
         """Enter that a LangChain tool raised, or paused the graph: then it is not run again with this approval."""
@@ -657,26 +732,75 @@ class CallGate:
 
 
 def describe(approval: Approval) -> str:
-    """The call for a person in plain text, made by code: what runs, what it does, who asks."""
-    lines = [f"{approval.risk}: {shown(approval.summary)}"]
+    """The call for a person in plain text, made by code: what runs, what it does, who asks.
+
+    Lines of our own begin at the margin. What is in the call cannot: its line feeds are indented or escaped.
+    """
+    lines = [f"{approval.risk}: {_on_one_line(approval.summary)}"]
     arguments = approval.arguments_shown
     if isinstance(arguments, Mapping):
         lines += [
-            f"{name}: {shown(value if isinstance(value, str) else canonical_json(value))}"
+            _labelled(_on_one_line(name), value if isinstance(value, str) else canonical_json(value))
             for name, value in arguments.items()
         ]
     else:
-        lines.append(shown(canonical_json(arguments)))
+        lines.append(_on_one_line(canonical_json(arguments)))
     for table, changed in (approval.effects or {}).items():
         if isinstance(changed, Mapping):
-            counts = ", ".join(f"{count} {what}" for what, count in changed.items() if count)
-            lines.append(f"{table}: {counts or 'nothing'}")
+            counts = ", ".join(f"{count} {_on_one_line(what)}" for what, count in changed.items() if count)
+            lines.append(f"{_on_one_line(table)}: {counts or 'nothing'}")
     votes = len([vote for vote in approval.votes if vote.get("verdict") == "approve"])
     if approval.required_votes > 1:
         lines.append(f"approved by {votes} of {approval.required_votes}")
     if approval.reason:
-        lines.append(f"the model says: {shown(approval.reason)}")
+        lines.append(_labelled("the model says", approval.reason))
     return "\n".join(lines)
+
+
+def _on_one_line(text: Any) -> str:
+    return visible(text).replace("\n", "\\n")
+
+
+def _labelled(label: str, text: str) -> str:
+    """A label and a text, whose lines are indented where they are several."""
+    rows = visible(text).split("\n")
+    return f"{label}: {rows[0]}" if len(rows) == 1 else "\n    ".join([f"{label}:", *rows])
+
+
+def changed_messages(value: Any, change: Callable[[BaseMessage], BaseMessage]) -> Any:
+    """An update of the state, or a command with one, with each message in it changed."""
+    if isinstance(value, RemoveMessage):
+        return value
+    if isinstance(value, BaseMessage):
+        return change(value)
+    if isinstance(value, Command):
+        return replace(
+            value, update=changed_messages(value.update, change), goto=changed_messages(value.goto, change)
+        )
+    if isinstance(value, Send):
+        return Send(value.node, changed_messages(value.arg, change))
+    if type(value) is dict:
+        return {name: changed_messages(item, change) for name, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(changed_messages(item, change) for item in value)
+    return value
+
+
+def _fenced_content(name: str, content: Any) -> Any:
+    """The content of a message with all that is text in it fenced; pictures and sounds stay."""
+    if isinstance(content, str):
+        return fenced(name, content)
+    return [
+        block
+        if isinstance(block, Mapping) and block.get("type") in _MEDIA and "text" not in block
+        else {"type": "text", "text": fenced(name, _text_of(block))}
+        for block in content
+    ]
+
+
+def _text_of(block: Any) -> Any:
+    is_text = isinstance(block, Mapping) and block.get("type") == "text"
+    return block.get("text") if is_text else block
 
 
 def last_calls(messages: Sequence[Any]) -> AIMessage | None:
@@ -704,7 +828,27 @@ def _newest(row: Approval, known: Sequence[Approval]) -> Approval:
 
 
 def _digest(name: str, arguments: Mapping[str, Any]) -> str:
-    return binding_hash(name, dict(arguments), tenant_id="")
+    """Hash of a call as the model wrote it; empty where it has none, such as one with NaN in it."""
+    try:
+        return binding_hash(name, dict(arguments), tenant_id="")
+    except InvalidRequest:
+        return ""
+
+
+def _batch_of(caller: Caller, message_id: str | None) -> str:
+    return str(
+        uuid.uuid5(_BATCHES, canonical_json([caller.identity.tenant_id, caller.thread_id, message_id]))
+    )
+
+
+def _place(thread_id: str | None, message_id: str | None) -> str | None:
+    if thread_id is None or message_id is None:
+        return None
+    return str(uuid.uuid5(_BATCHES, canonical_json([thread_id, message_id])))
+
+
+def _tenant_mark(tenant_id: str) -> str:
+    return hashlib.sha256(tenant_id.encode()).hexdigest()
 
 
 def _is_named(config: RunnableConfig) -> bool:

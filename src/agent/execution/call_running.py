@@ -12,11 +12,11 @@ from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.types import Command
 
 from agent.database.supabase import SupabaseDatabase
-from agent.execution.call_gate import CallGate, read_untrusted
+from agent.execution.call_gate import CallGate, around_tainted, read_untrusted
 from agent.execution.execution_records import Permit
 from agent.execution.safe_executor import SafeExecutor
 from agent.identity import Identity
-from agent.learning.run_identity import resolve_identity
+from agent.learning.run_identity import DEFAULT_AGENT, graph_of, resolve_identity
 from agent.learning.run_watch import ambient_run, is_inside
 from agent.portal import portal
 
@@ -56,17 +56,28 @@ def as_approved(request: ToolCallRequest, permit: Permit) -> ToolCallRequest:
 
 
 def run_call(
-    gate: CallGate, permit: Permit, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Result]
+    gate: CallGate,
+    permit: Permit,
+    request: ToolCallRequest,
+    handler: Callable[[ToolCallRequest], Result],
+    *,
+    tainted: bool,
 ) -> Result:
-    """Run a LangChain tool with a permit, and enter how it ended."""
+    """Run a LangChain tool with a permit, and enter how it ended.
+
+    Args:
+        tainted: whether the caller has read untrusted text; agents inside the tool start with that.
+    """
     inside = [False]
     token = read_untrusted.set(inside)
+    around = around_tainted.set(tainted or around_tainted.get())
     try:
         result = handler(request)
     except BaseException as error:  # entered as it ended, and raised on, interrupts included
         portal().run_sync(gate.settle_error(permit, error))
         raise
     finally:
+        around_tainted.reset(around)
         read_untrusted.reset(token)
     return portal().run_sync(gate.settle_foreign(permit, result, read=inside[0]))
 
@@ -76,10 +87,13 @@ async def arun_call(
     permit: Permit,
     request: ToolCallRequest,
     handler: Callable[[ToolCallRequest], Awaitable[Result]],
+    *,
+    tainted: bool,
 ) -> Result:
     """The async form of `run_call`."""
     inside = [False]
     token = read_untrusted.set(inside)
+    around = around_tainted.set(tainted or around_tainted.get())
     try:
         result = await handler(request)
     except Exception as error:  # entered as it ended, and raised on, interrupts included
@@ -89,6 +103,7 @@ async def arun_call(
         portal().submit(gate.settle_error(permit, error)).add_done_callback(_retrieve)
         raise
     finally:
+        around_tainted.reset(around)
         read_untrusted.reset(token)
     return await portal().run(gate.settle_foreign(permit, result, read=inside[0]))
 
@@ -114,7 +129,12 @@ def user_of(runtime: Any) -> str | None:
 def identity_of_run(
     executor: SafeExecutor, runtime: Any, config: RunnableConfig, *, agent_id: str | None
 ) -> Identity:
-    """Whom a run that starts now is for: as said by server, context or configuration, else as the run around it."""
+    """Whom a run that starts now is for: as said by server, context or configuration, else as the run around it.
+
+    Rules, budgets and the kill switch go by the agent's name. So it is the one that the developer gave, or the graph's
+    on its server, and never one from the metadata of a run, where clients may write.
+    """
+    agent_id = agent_id or graph_of(runtime, config) or DEFAULT_AGENT
     database = executor.database
     claimed = database.claimed_identity if isinstance(database, SupabaseDatabase) else None
 

@@ -43,6 +43,9 @@ class Assessment:
     rows: int | None = None
     summary: str = ""
     per_hour: int | None = None
+    """Calls of the tool by one tenant in an hour; `None`: no limit."""
+    rule_per_hour: int | None = None
+    """Calls of the tool under the rule that fits; `None`: no limit."""
     rule: str | None = None
     """The rule of the policy file that fits, counted from 1."""
     approvers: Sequence[str] = ()
@@ -181,5 +184,8 @@ def told(tool: str, status: Status, outcome: ToolOutcome) -> str:
             value = list(outcome.rows)
         return fenced(tool, value)
     if status == "unknown":
-        return f"{tool}: nobody knows whether it was executed ({outcome.error}). Do not try it again."
-    return f"{tool} failed: {outcome.error}"
+        return (
+            f"{tool}: nobody knows whether it was executed. Do not try it again.\n"
+            f"{fenced(tool, {'error': outcome.error})}"
+        )
+    return f"{tool} failed.\n{fenced(tool, {'error': outcome.error})}"

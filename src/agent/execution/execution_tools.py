@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from langchain_core.tools import BaseTool, StructuredTool
 from pydantic import Field
 
 from agent.approval.risk import Risk
-from agent.errors import ConfigurationError, InvalidRequest
+from agent.errors import ConfigurationError, DatabaseUnavailable, InvalidRequest, OperatorError, Refused
+from agent.events import emit
 from agent.execution import mail as mail_service
 from agent.execution import sql_building
+from agent.execution.sql_logins import LoginsNotMade
 from agent.execution.sql_policy import SqlScope, SqlVerdict, classify
+from agent.execution.sql_runner import NotRun
 from agent.execution.tool_library import CREATE_NEW_TOOL
 from agent.execution.tool_registry import Appraisal, CallContext, ToolArguments, ToolOutcome, ToolSpec
 from agent.portal import portal
@@ -202,6 +207,9 @@ class _SqlTools:
             raise InvalidRequest(
                 f"{appraisal.rows} rows would change and max_rows is {arguments.max_rows}: make the key narrower"
             )
+        if _NOT_TRIED in appraisal.bounds:
+            held = {**appraisal.bounds, arguments.table: {"updated": arguments.max_rows}}
+            return replace(appraisal, bounds=held)
         return appraisal
 
     async def run_update(self, arguments: UpdateArguments, context: CallContext) -> ToolOutcome:
@@ -235,41 +243,87 @@ class _SqlTools:
                 shown={"sql": sql},
                 summary=f"{verdict.command or 'SQL'}: FORBIDDEN",
             )
+        risk = verdict.risk
         effects: dict[str, Any] = {}
+        bounds: dict[str, Any] = {}
         rows = None
-        if verdict.risk is not Risk.READ:
-            if context.bounds:
-                effects = {table: dict(changed) for table, changed in context.bounds.items()}
+        if risk is not Risk.READ:
+            effects, bounds = await self._measured(verdict, context)
+            if _NOT_TRIED in bounds:
+                why = "; ".join(filter(None, (why, "it was not tried, because a trial would do it")))
+                # Nobody knows how much it does. What two people must agree to stays that.
+                risk = max(risk, Risk.DESTRUCTIVE, key=lambda one: one.rank)
             else:
-                effects = await self._executor.sql.try_write(verdict, context.identity.tenant_id)
-                effects = effects or dict.fromkeys(sorted(verdict.tables_written), _NOTHING)
-            rows = sum(sum(changed.values()) for changed in effects.values())
+                rows = sum(sum(changed.values()) for changed in bounds.values())
         tables = sorted(verdict.tables_read | verdict.tables_written)
         return Appraisal(
-            risk=verdict.risk,
+            risk=risk,
             why=why,
             shown={"sql": verdict.text},
             summary=f"{verdict.command.upper()} {', '.join(tables)}"[:_SUMMARY_CHARACTERS_MAX],
             effects=effects,
-            bounds=effects,
+            bounds=bounds,
             fingerprint=verdict.fingerprint or None,
             tables=tables,
             rows=rows,
         )
 
+    async def _measured(
+        self, verdict: SqlVerdict, context: CallContext
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a write would do, by a trial where one is harmless, and what an approval of it is held to."""
+        if context.bounds:
+            told = {name: dict(of) if isinstance(of, Mapping) else of for name, of in context.bounds.items()}
+            return (_unknown(told) if _NOT_TRIED in told else told), told
+        tenant_id = context.identity.tenant_id
+        with _fit_for_a_model(tenant_id):
+            untried, trusted = await self._beside(verdict, tenant_id)
+            if untried:
+                held = {_NOT_TRIED: untried, "rows": "any number"}
+                return _unknown(held), held
+            changed: dict[str, Any] = dict(await self._executor.sql.try_write(verdict, tenant_id))
+        changed = changed or dict.fromkeys(sorted(verdict.tables_written), _NOTHING)
+        if trusted:
+            note = f"{', '.join(trusted)} ran in the trial; a TRUNCATE in them is not counted"
+            return {"rows": changed, "triggers": note}, changed
+        return changed, changed
+
+    async def _beside(self, verdict: SqlVerdict, tenant_id: str) -> tuple[list[str], list[str]]:
+        """What runs along with a write that may reach outside the database, and the triggers that the policy trusts."""
+        sql = self._executor.policy.sql
+        risky = [
+            f"function {name}"
+            for name in sorted(verdict.functions)
+            if Risk.of(str(sql.functions.get(name, Risk.WRITE))) is not Risk.READ
+        ]
+        found = [
+            name.replace(": ", ".") for name in await self._executor.sql.outside_effects(verdict, tenant_id)
+        ]
+        trusted = [name for name in found if name in sql.trusted_triggers]
+        return risky + [f"trigger {name}" for name in found if name not in trusted], trusted
+
     async def _run(self, sql: str, context: CallContext) -> ToolOutcome:
         verdict = self._judged(sql, context)
         runner = self._executor.sql
         tenant_id = context.identity.tenant_id
+        effects: dict[str, Any] = {}
         if verdict.risk is Risk.READ:
-            result = await runner.read(verdict, tenant_id)
-            effects: dict[str, Any] = {}
+            with _fit_for_a_model(tenant_id):
+                result = await runner.read(verdict, tenant_id)
         else:
             if context.ticket is None:
                 raise InvalidRequest("a write needs an approval")
-            result = await runner.write(
-                verdict, tenant_id, bounds=context.bounds, ticket=context.ticket, entry=context.entry
-            )
+            with _fit_for_a_model(tenant_id, is_sent=False):
+                untried, _ = await self._beside(verdict, tenant_id)
+            if new := sorted(set(untried) - set(context.bounds.get(_NOT_TRIED, ()))):
+                raise Refused(
+                    f"{', '.join(new)} would run too and was not there when this was approved, so nothing was run. Ask "
+                    "again"
+                )
+            with _fit_for_a_model(tenant_id):
+                result = await runner.write(
+                    verdict, tenant_id, bounds=context.bounds, ticket=context.ticket, entry=context.entry
+                )
             effects = dict(result.delta)
         rows = [dict(zip(result.columns, row, strict=True)) for row in result.rows]
         value: dict[str, Any] = {"rows": rows, "row_count": result.row_count}
@@ -290,6 +344,44 @@ class _SqlTools:
 
 
 _NOTHING: Final = {"inserted": 0, "updated": 0, "deleted": 0}
+_NOT_TRIED: Final = "not_tried"
+"""Key of what kept a write from being tried; no name of a table, for it has no schema."""
+
+
+def _unknown(bounds: Mapping[str, Any]) -> dict[str, Any]:
+    """For the card: no number of rows, and why."""
+    return {"rows": "row count not known: it was not tried", _NOT_TRIED: bounds[_NOT_TRIED]}
+
+
+@contextmanager
+def _fit_for_a_model(tenant_id: str, *, is_sent: bool = True) -> Iterator[None]:
+    """Keep addresses, logins and paths from the model; who listens to events is told them.
+
+    Args:
+        is_sent: Whether a statement may have reached the database.
+    """
+    try:
+        yield
+    except NotRun:
+        raise
+    except (OperatorError, ConfigurationError) as error:
+        emit("sql_not_ready", tenant_id=tenant_id, reason=str(error))
+        if isinstance(error, DatabaseUnavailable):
+            if not is_sent:
+                raise NotRun(
+                    "the database could not be reached, so nothing was run. Try again later"
+                ) from None
+            raise DatabaseUnavailable(
+                "the database could not be reached or did not answer. Whether a write took place, only the log tells"
+            ) from None
+        if isinstance(error, LoginsNotMade) and error.sqlstate in ("42P01", "3F000"):
+            raise NotRun(
+                "a table that the policy file lists does not exist; an operator must make it, or correct the file"
+            ) from None
+        raise NotRun(
+            "the database logins for SQL are not ready; an operator must run `agent migrate --roles`, and `agent sql "
+            "check` to see why"
+        ) from None
 
 
 class _MailTool:

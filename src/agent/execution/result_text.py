@@ -31,6 +31,11 @@ def fenced(tool: str, value: Any, *, characters_max: int = CHARACTERS_MAX) -> st
     return f'{_PREAMBLE}\n<tool_result tool="{name}">\n{text}{cut}\n</tool_result>'
 
 
+def inert(text: str) -> str:
+    """Text on one line in which every character can be seen and nothing opens or closes a fence."""
+    return "".join(map(_visible, " ".join(text.splitlines())))
+
+
 def _visible(character: str) -> str:
     if character.isascii():
         return f"\\u{ord(character):04x}" if _MARKUP.match(character) else character

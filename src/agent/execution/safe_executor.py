@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import timedelta
@@ -21,7 +21,7 @@ from agent.approval.risk import Risk
 from agent.database.opening import open_database
 from agent.errors import ConflictError, DatabaseUnavailable, InvalidRequest, LearningError, Refused
 from agent.events import emit
-from agent.execution.execution_policy import least, rule_on, stricter
+from agent.execution.execution_policy import rule_on, stricter
 from agent.execution.execution_records import (
     Assessment,
     ExecutionResult,
@@ -34,6 +34,7 @@ from agent.execution.execution_records import (
     told,
     waiting,
 )
+from agent.execution.result_text import inert
 from agent.execution.tool_registry import Appraisal, CallContext, ToolOutcome, ToolRegistry
 from agent.identity import Identity
 from agent.portal import portal
@@ -77,6 +78,7 @@ class SafeExecutor:
         self._given_policy = policy
         self._given_queue = queue
         self._given_registry = registry
+        self._taken_names: set[str] = set()
 
     @cached_property
     def settings(self) -> Settings:
@@ -151,9 +153,19 @@ class SafeExecutor:
             return around.identity.with_(run_id=around.run_id)
         return Identity(tenant_id=self.settings.tenant, user_id=self.settings.default_user)
 
+    def take_names(self, names: Iterable[str]) -> None:
+        """Make known how the tools are called that an agent has besides those of the registry: no agent may write a
+        tool of such a name."""
+        self._taken_names.update(names)
+
+    @property
+    def taken_names(self) -> frozenset[str]:
+        """Names that a tool written by an agent may not have."""
+        return frozenset(self._taken_names).union(spec.name for spec in self.registry)
+
     # One call from beginning to end
 
-    async def execute(
+    def execute(
         self,
         tool: str,
         args: Mapping[str, Any],
@@ -166,8 +178,11 @@ class SafeExecutor:
         approval_id: str | None = None,
         request_key: str | None = None,
         wait: bool = True,
-    ) -> ExecutionResult:
+    ) -> Coroutine[Any, Any, ExecutionResult]:
         """Run a tool, after a person's yes where one is needed. Never raises for a refusal: see the result's `status`.
+
+        Called by the code of a tool that an agent has called, it counts as tainted where the agent's run is, and what
+        it reads of strangers taints that run.
 
         Args:
             tool: its name in the registry.
@@ -183,6 +198,49 @@ class SafeExecutor:
             wait: `False`: where an approval is needed, ask for it and return at once; the result's `waits_for` names
                 it, and `run_approved` runs the call once it is decided.
         """
+        from agent.execution.call_gate import around_tainted, read_untrusted
+
+        # Looked up here, because work that is handed to the portal leaves the caller's context behind.
+        return self._tainting(
+            read_untrusted.get(),
+            tool,
+            args,
+            require_approval=require_approval,
+            identity=identity,
+            timeout=timeout,
+            reason=reason,
+            tainted=tainted or around_tainted.get(),
+            approval_id=approval_id,
+            request_key=request_key,
+            wait=wait,
+        )
+
+    async def _tainting(
+        self, around: list[bool] | None, tool: str, args: Mapping[str, Any], *, tainted: bool, **options: Any
+    ) -> ExecutionResult:
+        """A call inside another: taint goes in with it, and comes out of it."""
+        tainted = tainted or bool(around and around[0])
+        result = await self._execute(tool, args, tainted=tainted, **options)
+        spec = self.registry.get(tool)
+        ran = result.status in ("succeeded", "failed", "unknown")
+        if around is not None and spec is not None and spec.untrusted and ran:
+            around[0] = True
+        return result
+
+    async def _execute(
+        self,
+        tool: str,
+        args: Mapping[str, Any],
+        *,
+        require_approval: bool | None,
+        identity: Identity | None,
+        timeout: float | timedelta,
+        reason: str,
+        tainted: bool,
+        approval_id: str | None,
+        request_key: str | None,
+        wait: bool,
+    ) -> ExecutionResult:
         who = self.somebody(identity)
         call_id = request_key or secrets.token_hex(16)
         try:
@@ -409,7 +467,8 @@ class SafeExecutor:
             tables=tuple(appraisal.tables),
             rows=appraisal.rows,
             summary=appraisal.summary or f"{tool}({', '.join(sorted(arguments))})",
-            per_hour=least(per_hour, ruling.per_hour),
+            per_hour=per_hour,
+            rule_per_hour=ruling.per_hour,
             rule=ruling.rule,
             approvers=approvers,
             required_votes=votes,
@@ -479,6 +538,7 @@ class SafeExecutor:
             fingerprint=found.fingerprint,
             tables=list(found.tables),
             rows=found.rows,
+            tainted=found.tainted,
             approved_by=f"policy:{found.rule}" if found.decision == "allow" and found.rule else None,
         )
 
@@ -493,6 +553,7 @@ class SafeExecutor:
             approval.tool,
             approval.arguments,
             identity,
+            approval.tainted,
             thread_id=thread_id,
             tool_call_id=tool_call_id,
             bounds=approval.bounds or {},
@@ -725,21 +786,25 @@ class SafeExecutor:
             effects=dict(effects or {}),
             log_id=log_id,
             error=why,
-            text=f"{tool} was not executed: {why}",
+            text=f"{inert(tool)} was not executed: {inert(why)}",
         )
 
     async def _reserve(self, found: Assessment, identity: Identity) -> None:
-        """Count this call, unless the kill switch is on or the budget is used up."""
-        key = f"rule:{found.rule}:{found.tool}" if found.rule else found.tool
-        answer = await self.database.call(
-            "reserve_execution", identity, the_tool=found.tool, limit_key=key, per_hour=found.per_hour
-        )
-        if (halted := answer.get("halted")) is not None:
-            raise Refused(f"{found.tool} is stopped by {halted.get('by')}: {halted.get('reason')}")
-        if not answer.get("allowed"):
-            raise Refused(
-                f"{found.tool} was called {answer.get('used')} times in the last hour, and {found.per_hour} are allowed"
+        """Count this call in the budget of its tool and in that of its rule, unless the kill switch is on or one of
+        them is used up."""
+        budgets = [(found.tool, found.per_hour)]
+        if found.rule is not None and found.rule_per_hour is not None:
+            budgets.insert(0, (f"rule:{found.rule}:{found.tool}", found.rule_per_hour))
+        for key, per_hour in budgets:
+            answer = await self.database.call(
+                "reserve_execution", identity, the_tool=found.tool, limit_key=key, per_hour=per_hour
             )
+            if (halted := answer.get("halted")) is not None:
+                raise Refused(f"{found.tool} is stopped by {halted.get('by')}: {halted.get('reason')}")
+            if not answer.get("allowed"):
+                raise Refused(
+                    f"{found.tool} was called {answer.get('used')} times in the last hour, and {per_hour} are allowed"
+                )
 
     # Undo
 
@@ -810,7 +875,12 @@ class SafeExecutor:
     ) -> Assessment:
         if self.registry.get(approval.tool) is not None:
             return await self.assess(
-                approval.tool, arguments, identity, thread_id=thread_id, tool_call_id=tool_call_id
+                approval.tool,
+                arguments,
+                identity,
+                approval.tainted,
+                thread_id=thread_id,
+                tool_call_id=tool_call_id,
             )
         if approval.kind != "action":
             raise InvalidRequest(f"there is no tool {approval.tool!r} here; reject the request instead")

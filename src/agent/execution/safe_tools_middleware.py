@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, NotRequired
 
@@ -25,7 +26,7 @@ from langgraph.types import Command
 from agent.approval.risk import Risk
 from agent.errors import IdentityError, LearningError
 from agent.events import emit
-from agent.execution.call_gate import Caller, CallGate, last_calls, read_untrusted
+from agent.execution.call_gate import Caller, CallGate, around_tainted, last_calls, read_untrusted
 from agent.execution.call_running import (
     Steps,
     adriven,
@@ -61,16 +62,20 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
     tool is called. The agent needs a checkpointer, and `with_config(callbacks=[ApprovalPause()])` to be resumed by
     itself. A tool that pauses the graph itself should be listed as READ: what was approved is not run a second time.
 
+    A call of a tool that there is not, or with arguments that the tool would not get as they are written, is refused
+    and nobody is asked. So middleware that adds tools to single calls of a model stands before this one.
+
     Args:
         executor: `None`: `agent.execution.safe_executor.safe_executor`.
         risks: how dangerous each tool is, by name: `"READ"`, `"WRITE"`, `"DESTRUCTIVE"`, `"FORBIDDEN"`. A tool that is
             not named is WRITE and asks. Tools of the executor say it themselves for each call.
         untrusted_tools: names of tools whose results hold text of strangers, such as a web search; `"*"` among them
             means all. After one has answered, every call of the thread counts as one level more dangerous.
-        agent_id: the agent's name in records and rules; `None`: the graph's own.
+        agent_id: the agent's name in records and rules; `None`: the graph's name on its server, else `"agent"`. The
+            `name` of `create_agent` is not taken: it comes in metadata, which clients may write.
 
     Raises:
-        ConfigurationError: a risk that is none, or names that are no collection.
+        ConfigurationError: a risk that is none, names that are no collection, or an executor that is none.
     """
 
     state_schema = SafeState
@@ -93,6 +98,7 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
         self.gate = CallGate(executor, risks=risks, untrusted_tools=untrusted_tools)
         self.agent_id = agent_id
         self.tools = []
+        self._has_named_unknown = False
         self._seal: StateSeal | None = None
         self._own_seal = StateSeal(None)
         self._written: OrderedDict[str, list[BaseTool]] = OrderedDict()
@@ -117,6 +123,7 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
         tainted = (
             bool(kept.get("tainted"))
             or bool(outer and outer[0])
+            or around_tainted.get()
             or self.gate.taints(state.get("messages") or ())
         )
         return {
@@ -126,6 +133,7 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
                     "thread_id": thread_of(config),
                     "tainted": tainted,
                     "pauses": 0,
+                    "number": secrets.token_hex(8),
                     "calls": {},
                 }
             )
@@ -186,16 +194,29 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
         """The request with the tools that agents wrote and people approved."""
         present = {tool.name for tool in request.tools if isinstance(tool, BaseTool)}
         self.gate.tools.update({tool.name: tool for tool in request.tools if isinstance(tool, BaseTool)})
+        self.executor.take_names(
+            tool.name for tool in self.gate.tools.values() if "code_hash" not in (tool.metadata or {})
+        )
+        self.gate.has_seen_tools = True
+        if not self._has_named_unknown and (
+            unknown := self.gate.unknown_names([one.name for one in written])
+        ):
+            self._has_named_unknown = True
+            emit("tool_names_unknown", names=unknown)
         more = [tool for tool in written if tool.name not in present]
         return request.override(tools=[*request.tools, *more]) if more else request
 
     async def _written_tools(self, state: Any) -> list[BaseTool]:
         """Tools that agents wrote, as they were when the run first called its model."""
+        await self._ready()
         kept = state.get("safe_run") if isinstance(state, Mapping) else None
         if not kept or not self.seal.holds(kept) or self.executor.registry.get("create_new_tool") is None:
             return []
         identity = Identity.from_json(kept["identity"])
-        key = f"{identity.tenant_id}\x1f{identity.session_id}\x1f{identity.run_id}"
+        # The id of a run is known on a server only; the number is this run's wherever it goes on.
+        key = "\x1f".join(
+            map(str, (identity.tenant_id, identity.session_id, identity.run_id, kept.get("number")))
+        )
         if key not in self._written:
             try:
                 self._written[key] = list(await self.executor.library.tools(identity))
@@ -205,6 +226,11 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
             while len(self._written) > _RUNS_KEPT:
                 self._written.popitem(last=False)
         return self._written[key]
+
+    def _written_names(self, written: Sequence[BaseTool], called: BaseTool | None = None) -> frozenset[str]:
+        """Names of the tools that agents wrote, without those that a tool of the developer has too."""
+        own = {**self.gate.tools, **({called.name: called} if called is not None else {})}
+        return frozenset(tool.name for tool in written if own.get(tool.name, tool) is tool)
 
     def after_model(  # type: ignore[override]  # LangGraph injects the third argument
         self, state: SafeState, runtime: Any, config: RunnableConfig
@@ -217,6 +243,7 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
         return await adriven(self._decide(state, runtime, config))
 
     def _decide(self, state: SafeState, runtime: Any, config: RunnableConfig) -> Steps[dict[str, Any] | None]:
+        yield self._ready()
         message = last_calls(state["messages"])
         kept = self._kept(state, config)
         caller = self._caller(kept) if kept is not None else None
@@ -226,7 +253,7 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
         caller = replace(
             caller,
             tainted=caller.tainted or self.gate.taints(state["messages"]),
-            written=frozenset(tool.name for tool in written),
+            written=self._written_names(written),
         )
         if caller.tainted and (outer := read_untrusted.get()) is not None:
             outer[0] = True
@@ -249,7 +276,8 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
         admitted = portal().run_sync(self._admitted(request))
         if not isinstance(admitted, Permit):
             return admitted
-        return run_call(self.gate, admitted, as_approved(request, admitted), handler)
+        tainted = self._is_tainted(request)
+        return run_call(self.gate, admitted, as_approved(request, admitted), handler, tainted=tainted)
 
     async def awrap_tool_call(
         self,
@@ -259,12 +287,21 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
         admitted = await portal().run(self._admitted(request))
         if not isinstance(admitted, Permit):
             return admitted
-        return await arun_call(self.gate, admitted, as_approved(request, admitted), handler)
+        tainted = self._is_tainted(request)
+        return await arun_call(self.gate, admitted, as_approved(request, admitted), handler, tainted=tainted)
+
+    def _is_tainted(self, request: ToolCallRequest) -> bool:
+        """Whether the run has read untrusted text, also since its last decision."""
+        kept = self._kept(request.state, request.runtime.config)
+        state = request.state
+        messages = state.get("messages") if isinstance(state, Mapping) else getattr(state, "messages", None)
+        return kept is None or bool(kept.get("tainted")) or self.gate.taints(messages or ())
 
     async def _admitted(self, request: ToolCallRequest) -> Permit | ToolMessage:
         """The permit for a LangChain tool, or the message of a call that did not run or that the executor ran."""
         call = request.tool_call
         call_id = call.get("id") or ""
+        await self._ready()
         kept = self._kept(request.state, request.runtime.config)
         caller = self._caller(kept) if kept is not None else None
         if kept is None or caller is None:
@@ -274,5 +311,7 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
             return self.gate.message(turned, call_id)
         decided = (kept.get("calls") or {}).get(call_id)
         written = await self._written_tools(request.state)
-        caller = replace(caller, written=frozenset(tool.name for tool in written))
+        if request.tool is not None:  # a process in which a run goes on may have called no model yet
+            self.gate.tools[request.tool.name] = request.tool
+        caller = replace(caller, written=self._written_names(written, request.tool))
         return await self.gate.admitted(call["name"], call["args"], call_id, decided, caller)

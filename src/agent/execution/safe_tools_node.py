@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
+from weakref import WeakKeyDictionary
 
-from langchain_core.messages import HumanMessage, ToolMessage
+from langchain_core.messages import BaseMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.tools import BaseTool
 from langgraph.prebuilt import ToolNode
@@ -16,8 +19,17 @@ from langgraph.runtime import get_runtime
 from langgraph.types import Command
 
 from agent.approval.risk import Risk
-from agent.errors import ConfigurationError, InvalidRequest
-from agent.execution.call_gate import Caller, CallGate, last_calls
+from agent.errors import ConfigurationError, IdentityError, InvalidRequest, LearningError
+from agent.events import emit
+from agent.execution.call_gate import (
+    Caller,
+    CallGate,
+    Turn,
+    around_tainted,
+    changed_messages,
+    last_calls,
+    read_untrusted,
+)
 from agent.execution.call_running import (
     Steps,
     adriven,
@@ -31,7 +43,34 @@ from agent.execution.call_running import (
 )
 from agent.execution.execution_records import Permit
 from agent.execution.safe_executor import SafeExecutor
+from agent.execution.state_seal import StateSeal
+from agent.identity import Identity
 from agent.portal import portal
+
+KEPT: Final = "safe_turn"
+"""Key of the state, if the graph has it, for whom the turn is for and whether the thread is tainted."""
+_TURN: Final = "agent_turn"
+"""Where the same is in the messages of tools."""
+_PURPOSE: Final = "agent safe turn"
+_RESUMING: Final = "__pregel_resuming"
+"""Key of the configuration by which LangGraph says that a run goes on after a pause."""
+_THREADS_KEPT: Final = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """What is known of a thread: whom its turn is for."""
+
+    turn: str | None
+    """Id of the user's message that began it."""
+    identity: Identity | None
+    """`None`: none of its calls may run."""
+    tainted: bool
+
+
+_records: WeakKeyDictionary[SafeExecutor, OrderedDict[str, _Record]] = WeakKeyDictionary()
+"""By thread, for graphs that keep neither the key nor the messages."""
+_records_lock = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +79,7 @@ class _Decided:
 
     caller: Caller
     calls: Mapping[str, Any]
+    record: _Record
 
 
 _decided: ContextVar[_Decided | None] = ContextVar("agent_decided_calls", default=None)
@@ -60,6 +100,11 @@ def safe_tools(
     All calls that need a yes are in one interrupt, which the node raises before it runs anything. The graph needs a
     checkpointer, and `with_config(callbacks=[ApprovalPause()])` to be resumed by itself.
 
+    Whom a turn is for is said once, when its first tools are called; whoever resumes it later does not become them, and
+    another tenant is refused. That, and whether the thread has read untrusted text, is kept under seal in the messages
+    of tools. A graph that removes messages should have the key `safe_turn: NotRequired[dict]` in its state: without it
+    this is known in one process only.
+
     Args:
         tools: LangChain tools, or functions.
         executor: `None`: `agent.execution.safe_executor.safe_executor`.
@@ -70,7 +115,8 @@ def safe_tools(
         name: of the node in traces.
 
     Raises:
-        ConfigurationError: no tools, or a risk that is none.
+        ConfigurationError: no tools, a risk that is none, a name that none of the tools has, or an executor that is
+            none.
     """
     if not tools:
         raise ConfigurationError("safe_tools needs at least one tool")
@@ -106,20 +152,33 @@ class _SafeTools:
             list(tools), wrap_tool_call=self._wrap, awrap_tool_call=self._awrap, messages_key=messages_key
         )
         gate.tools.update(self.node.tools_by_name)
+        gate.has_seen_tools = True
+        if unknown := gate.unknown_names():
+            raise ConfigurationError(
+                f"risks or untrusted_tools name {', '.join(map(repr, unknown))}, but the tools of this node are "
+                f"{', '.join(sorted(gate.tools))}"
+            )
+        gate.executor.take_names(
+            tool.name for tool in gate.tools.values() if "code_hash" not in (tool.metadata or {})
+        )
+        self._seal: StateSeal | None = None
+        self._own_seal = StateSeal(None, _PURPOSE)
 
     def run(self, state: Any, config: RunnableConfig) -> Any:
         """Decide, pause where people are asked, run."""
-        token = _decided.set(driven(self._decide(state, config)))
+        decided = driven(self._decide(state, config))
+        token = _decided.set(decided)
         try:
-            return self.node.invoke(state, config)
+            return self._kept(self.node.invoke(state, config), decided)
         finally:
             _decided.reset(token)
 
     async def arun(self, state: Any, config: RunnableConfig) -> Any:
         """The async form of `run`."""
-        token = _decided.set(await adriven(self._decide(state, config)))
+        decided = await adriven(self._decide(state, config))
+        token = _decided.set(decided)
         try:
-            return await self.node.ainvoke(state, config)
+            return self._kept(await self.node.ainvoke(state, config), decided)
         finally:
             _decided.reset(token)
 
@@ -131,12 +190,141 @@ class _SafeTools:
         if message is None:
             raise InvalidRequest("the last message calls no tools; send only such messages to this node")
         runtime = get_runtime()
-        identity = identity_of_run(self.gate.executor, runtime, config, agent_id=self.agent_id)
-        caller = Caller(identity=identity, thread_id=thread_of(config), tainted=self.gate.taints(messages))
-        turn = yield from self.gate.turn(
-            message, caller, config, user_id=user_of(runtime), paused_before=_answered_before(messages)
+        resolved = identity_of_run(self.gate.executor, runtime, config, agent_id=self.agent_id)
+        thread_id = thread_of(config)
+        yield self._ready()
+        start, turn_id = _start_of_turn(messages)
+        resumes = bool((config.get("configurable") or {}).get(_RESUMING, True))
+        known = self._known(state, messages, thread_id)
+        owner = _owner(known, start=start, turn_id=turn_id, resumes=resumes)
+        outer = read_untrusted.get()
+        tainted = (
+            self.gate.taints(messages)
+            or any(record.tainted for _, record in known)
+            or around_tainted.get()
+            or bool(outer and outer[0])
         )
-        return _Decided(caller=turn.caller, calls=self.gate.frozen(turn))
+        identity: Identity | None = owner.identity if owner is not None else resolved
+        if identity is not None and identity.tenant_id != resolved.tenant_id:
+            identity = None
+        caller = Caller(identity=identity or resolved, thread_id=thread_id, tainted=tainted)
+        if identity is not None and owner is None and resumes:
+            try:
+                is_anothers = yield self.gate.is_anothers(message, caller)
+            except LearningError:  # each call says for itself that it cannot be allowed
+                is_anothers = False
+            if is_anothers:
+                identity = None
+        record = _Record(turn=turn_id, identity=identity, tainted=tainted)
+        turn: Turn
+        if identity is None:
+            emit("tool_turn_refused", thread_id=thread_id)
+            why = "the turn belongs to another tenant than the one that goes on with it"
+            turn = self.gate.refused(message, caller, why, "refused")
+        else:
+            self._remember(thread_id, record)
+            turn = yield from self.gate.turn(
+                message, caller, config, user_id=user_of(runtime), paused_before=_answered_before(messages)
+            )
+            record = _Record(turn=turn_id, identity=turn.caller.identity, tainted=tainted)
+        return _Decided(caller=turn.caller, calls=self.gate.frozen(turn), record=record)
+
+    # Whom a turn is for
+
+    async def _ready(self) -> None:
+        try:
+            await self.gate.executor.database.prepare()
+        except LearningError as error:  # each call says for itself that it cannot be allowed
+            emit("tool_call_unavailable", tool=None, risk=None, reason=str(error))
+
+    @property
+    def seal(self) -> StateSeal:
+        """Seals what is kept in state; the same in every process on this database."""
+        if self._seal is None:
+            secret = self.gate.executor.database.secret()
+            if secret is None:
+                return self._own_seal
+            self._seal = StateSeal(secret, _PURPOSE)
+        return self._seal
+
+    def _known(
+        self, state: Any, messages: Sequence[Any], thread_id: str | None
+    ) -> list[tuple[int | None, _Record]]:
+        """All that we said of this thread, with the place of the message where it stands in one, the surest first."""
+        found: list[tuple[int | None, _Record]] = []
+        for place, message in enumerate(messages):
+            if isinstance(message, BaseMessage):
+                record = self._opened(message.additional_kwargs.get(_TURN), thread_id)
+                found += [(place, record)] if record is not None else []
+        kept = state.get(KEPT) if isinstance(state, Mapping) else getattr(state, KEPT, None)
+        if (record := self._opened(kept, thread_id)) is not None:
+            found.append((None, record))
+        with _records_lock:
+            record = _records.get(self.gate.executor, OrderedDict()).get(thread_id or "")
+        if record is not None:
+            found.append((None, record))
+        return found
+
+    def _opened(self, kept: Any, thread_id: str | None) -> _Record | None:
+        """What was sealed, if we did it for this thread."""
+        if not kept or not self.seal.holds(kept) or kept.get("thread_id") != thread_id:
+            return None
+        try:
+            identity = Identity.from_json(kept["identity"]) if kept["identity"] is not None else None
+        except (IdentityError, KeyError):
+            return None
+        return _Record(turn=kept.get("turn"), identity=identity, tainted=bool(kept.get("tainted")))
+
+    def _remember(self, thread_id: str | None, record: _Record) -> None:
+        if thread_id is None:
+            return
+        with _records_lock:
+            threads = _records.setdefault(self.gate.executor, OrderedDict())
+            threads[thread_id] = record
+            threads.move_to_end(thread_id)
+            while len(threads) > _THREADS_KEPT:
+                threads.popitem(last=False)
+
+    def _kept(self, result: Any, decided: _Decided) -> Any:
+        """The node's result with what is known of the thread under seal."""
+        record, thread_id = decided.record, decided.caller.thread_id
+        told: list[BaseMessage] = []
+
+        def see(message: BaseMessage) -> BaseMessage:
+            told.append(message)
+            return message
+
+        changed_messages(result, see)
+        tainted = record.tainted or self.gate.taints(told)
+        if tainted and (outer := read_untrusted.get()) is not None:
+            outer[0] = True
+        if record.identity is not None:
+            self._remember(thread_id, replace(record, tainted=tainted))
+        try:
+            sealed = self.seal.sealed(
+                {
+                    "thread_id": thread_id,
+                    "turn": record.turn,
+                    "identity": record.identity.as_json() if record.identity is not None else None,
+                    "tainted": tainted,
+                }
+            )
+        except InvalidRequest:  # an id that cannot be written
+            return result
+
+        def stamped(message: BaseMessage) -> BaseMessage:
+            if not isinstance(message, ToolMessage):
+                return message
+            return message.model_copy(
+                update={"additional_kwargs": {**message.additional_kwargs, _TURN: sealed}}
+            )
+
+        result = changed_messages(result, stamped)
+        if isinstance(result, dict):
+            return {**result, KEPT: sealed}
+        if isinstance(result, list) and any(isinstance(item, Command) for item in result):
+            return [*result, {KEPT: sealed}]
+        return result
 
     def _wrap(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolMessage | Command[Any]]
@@ -144,7 +332,8 @@ class _SafeTools:
         admitted = portal().run_sync(self._admitted(request, _decided.get()))
         if not isinstance(admitted, Permit):
             return admitted
-        return run_call(self.gate, admitted, as_approved(request, admitted), handler)
+        approved = as_approved(request, admitted)
+        return run_call(self.gate, admitted, approved, handler, tainted=_is_tainted(_decided.get()))
 
     async def _awrap(
         self,
@@ -154,7 +343,8 @@ class _SafeTools:
         admitted = await portal().run(self._admitted(request, _decided.get()))
         if not isinstance(admitted, Permit):
             return admitted
-        return await arun_call(self.gate, admitted, as_approved(request, admitted), handler)
+        approved = as_approved(request, admitted)
+        return await arun_call(self.gate, admitted, approved, handler, tainted=_is_tainted(_decided.get()))
 
     async def _admitted(self, request: ToolCallRequest, decided: _Decided | None) -> Permit | ToolMessage:
         call = request.tool_call
@@ -164,6 +354,30 @@ class _SafeTools:
         return await self.gate.admitted(
             call["name"], call["args"], call_id, decided.calls.get(call_id), decided.caller
         )
+
+
+def _is_tainted(decided: _Decided | None) -> bool:
+    return decided is None or decided.record.tainted
+
+
+def _start_of_turn(messages: Sequence[Any]) -> tuple[int | None, str | None]:
+    """Place and id of the user's last message; `None` where it is not in the state, or has no id."""
+    for place in range(len(messages) - 1, -1, -1):
+        if isinstance(messages[place], HumanMessage):
+            return place, messages[place].id
+    return None, None
+
+
+def _owner(
+    known: Sequence[tuple[int | None, _Record]], *, start: int | None, turn_id: str | None, resumes: bool
+) -> _Record | None:
+    """What was said first of the turn that goes on here; `None` where it begins here."""
+    if start is None:  # the user's message was removed; a run that is no resume speaks for itself
+        return known[-1][1] if known and resumes else None
+    for place, record in known:
+        if (turn_id is not None and record.turn == turn_id) or (place is not None and place > start):
+            return record
+    return None
 
 
 def _answered_before(messages: Sequence[Any]) -> bool:

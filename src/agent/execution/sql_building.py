@@ -18,14 +18,14 @@ _WORDS: Final[Mapping[str, str]] = {"like": "LIKE", "ilike": "ILIKE", "contains"
 _LIST_MAX: Final = 200
 
 
-def identifier(name: str) -> str:
-    """A name of a column as SQL, quoted.
+def identifier(name: str, of: str = "column") -> str:
+    """A name as SQL, quoted; `of` says in the message what it should name.
 
     Raises:
         InvalidRequest: it is no plain name.
     """
     if not _NAME.fullmatch(name):
-        raise InvalidRequest(f"{name!r} is no name of a column: letters, digits and _ only, at most 63")
+        raise InvalidRequest(f"{name!r} is no name of a {of}: letters, digits and _ only, at most 63")
     return f'"{name}"'
 
 
@@ -38,7 +38,7 @@ def table_name(name: str) -> str:
     schema, dot, table = name.partition(".")
     if not dot:
         raise InvalidRequest(f"table={name!r} must be written schema.table, such as public.{name}")
-    return f"{identifier(schema)}.{identifier(table)}"
+    return f"{identifier(schema, 'schema')}.{identifier(table, 'table')}"
 
 
 def literal(value: Any) -> str:

@@ -66,11 +66,12 @@ class _Columns:
             others = self._from([node.source_relation], chain, ctes)
         else:
             others = self._from(node.from_clause if name == "UpdateStmt" else node.using_clause, chain, ctes)
-        inner = (_Level({**others, **own}), *chain)
+        items = _together(others, own)
+        inner = (_Level(items), *chain)
         returning = node.returning_clause
         self._rest(node, inner, ctes, but={"with_clause", "relation", "source_relation", "from_clause", "using_clause",
                                            "returning_clause"})  # fmt: skip
-        return self._returning(returning, {**others, **own}, target, chain, ctes)
+        return self._returning(returning, items, target, chain, ctes)
 
     def _insert(self, node: Any, own: dict[str, _Item], chain: _Chain, ctes: _Expressions) -> frozenset[str]:
         target = next(iter(own.values()))
@@ -82,14 +83,14 @@ class _Columns:
                 column = unwrap(item).name
                 if column and target.table and column not in target.columns:
                     raise _hidden(target.table, column)
-            self._rest(conflict, (_Level({**own, "excluded": target}), *chain), ctes, but=set())
+            self._rest(conflict, (_Level(_together(own, {"excluded": target})), *chain), ctes, but=set())
         return self._returning(node.returning_clause, own, target, chain, ctes)
 
     def _returning(
         self, clause: Any, items: dict[str, _Item], target: _Item, chain: _Chain, ctes: _Expressions
     ) -> frozenset[str]:
         names = {"old", "new"} | {unwrap(item).value for item in clause.options}
-        level = _Level({**dict.fromkeys(names, target), **items})
+        level = _Level(_together(dict.fromkeys(names, target), items))
         return self._targets(clause.exprs, (level, *chain), ctes)
 
     def _expressions(self, clause: Any, chain: _Chain, ctes: _Expressions) -> _Expressions:
@@ -155,7 +156,7 @@ class _Columns:
     def _from(self, nodes: Sequence[Any], chain: _Chain, ctes: _Expressions) -> dict[str, _Item]:
         items: dict[str, _Item] = {}
         for node in nodes:
-            items.update(self._source(unwrap(node), items, chain, ctes))
+            items = _together(items, self._source(unwrap(node), items, chain, ctes))
         return items
 
     def _source(
@@ -193,8 +194,8 @@ class _Columns:
         self, node: Any, before: Mapping[str, _Item], chain: _Chain, ctes: _Expressions
     ) -> dict[str, _Item]:
         left = self._source(unwrap(node.larg), before, chain, ctes)
-        right = self._source(unwrap(node.rarg), {**before, **left}, chain, ctes)
-        items = {**left, **right}
+        right = self._source(unwrap(node.rarg), _together(before, left), chain, ctes)
+        items = _together(left, right)
         limited = next((item for item in items.values() if item.table), None)
         if limited is not None:
             if node.is_natural:
@@ -235,16 +236,27 @@ class _Columns:
             self._find(parts[0].sval, chain)
             return
         alias = parts[-2].sval
+        if len(parts) > 2:
+            # With a schema it is this table of whichever query around has it, past nearer things of the same name.
+            table = f"{parts[-3].sval}.{alias}"
+            if table in self._limits:
+                self._check_listed(_Item(self._limits[table], table), parts[-1], table)
+            return
         for level in chain:
             item = level.items.get(alias)
             if item is None:
                 continue
-            if item.table and is_star:
-                raise HiddenColumn(f"name the columns of {item.table} instead of {alias}.*: {_listed(item)}")
-            if item.table and parts[-1].sval not in item.columns:
-                raise _hidden(item.table, parts[-1].sval)
+            if item.table:
+                self._check_listed(item, parts[-1], alias)
             if not level.is_partial:
                 return
+
+    @staticmethod
+    def _check_listed(item: _Item, last: Any, prefix: str) -> None:
+        if kind(last) == "A_Star":
+            raise HiddenColumn(f"name the columns of {item.table} instead of {prefix}.*: {_listed(item)}")
+        if last.sval not in item.columns:
+            raise _hidden(item.table, last.sval)
 
     def _find(self, column: str, chain: _Chain) -> None:
         for level in chain:
@@ -255,6 +267,14 @@ class _Columns:
                         raise _hidden(item.table, column)
             elif not level.is_partial:
                 return
+
+
+def _together(one: Mapping[str, _Item], other: Mapping[str, _Item]) -> dict[str, _Item]:
+    """Both; Postgres takes two tables of one name when their schemas differ, and then a name means either."""
+    for name in one.keys() & other.keys():
+        if one[name] is not other[name] and (table := one[name].table or other[name].table):
+            raise HiddenColumn(f"two things are named {name!r}; give {table} an alias of its own")
+    return {**one, **other}
 
 
 def _alias(node: Any) -> str:

@@ -114,6 +114,14 @@ def login_of(url: str) -> tuple[str, str]:
     return unquote(parts.username or ""), unquote(parts.password or "")
 
 
+class LoginsNotMade(OperatorError):
+    """The server refused the owner's script; `sqlstate` says why."""
+
+    def __init__(self, message: str, sqlstate: str | None) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+
+
 # --- making them ------------------------------------------------------------------------------------------------
 
 
@@ -143,7 +151,7 @@ async def create_logins(owner_url: str, policy: PolicyFile, tenant_id: str, *, f
     except psycopg.Error as error:
         if error.sqlstate is None or error.sqlstate.startswith(("08", "28", "53", "57")):
             raise explain(error, owner_url) from None
-        raise OperatorError(_why_not_made(error, owner_url, tenant_id)) from None
+        raise LoginsNotMade(_why_not_made(error, owner_url, tenant_id), error.sqlstate) from None
     return logins
 
 

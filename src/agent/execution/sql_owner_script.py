@@ -25,10 +25,12 @@ Kind = Literal["reader", "writer"]
 
 _SCRAM_ROUNDS = 4096
 _TAG = "$agent$"
+_FORM = 2  # of the row policies: logins made in another form are made anew
 
 # Never readable through agents' SQL, whatever a policy file says: secrets, keys, and our own tables.
 _CLOSED_SCHEMAS = {
     "auth", "vault", "agent_private", "agent_queue", "information_schema", "pgsodium", "supabase_functions",
+    "supabase_migrations", "storage", "net", "cron", "pgbouncer",
 }  # fmt: skip
 _OUR_TABLES = re.compile(r"public\.(agent_|human_approval_|approval_)")
 
@@ -123,7 +125,7 @@ def policy_digest(policy: PolicyFile, tenant_id: str) -> str:
         for table in tables_of(policy, tenant_id)
     ]  # fmt: skip
     functions = sorted((name, str(risk)) for name, risk in policy.sql.functions.items())
-    whole = json.dumps([told, functions, float(policy.sql.timeout_seconds)])
+    whole = json.dumps([_FORM, told, functions, float(policy.sql.timeout_seconds)])
     return hashlib.sha256(whole.encode()).hexdigest()
 
 
@@ -360,10 +362,15 @@ DO $agent$
 DECLARE
     target regclass := to_regclass({target});
     condition text;
+    survives boolean := false;
     found record;
 BEGIN
-    SELECT c.relkind, c.relrowsecurity, format_type(a.atttypid, a.atttypmod) AS type INTO found
+    SELECT c.relkind, c.relrowsecurity, format_type(a.atttypid, a.atttypmod) AS type,
+           a.atttypid IN ('text'::regtype, 'varchar'::regtype) AS is_text,
+           coalesce(o.collisdeterministic, true) AS is_exact
+    INTO found
     FROM pg_class c LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = {column} AND NOT a.attisdropped
+    LEFT JOIN pg_collation o ON o.oid = a.attcollation
     WHERE c.oid = target;
     IF found.type IS NULL THEN
         RAISE EXCEPTION 'table % has no column %, which the policy names as the tenant''s', {target}, {column}
@@ -374,7 +381,23 @@ BEGIN
         RAISE EXCEPTION 'row level security of % is off, so nothing would keep tenants apart', {target}
             USING HINT = format('See what else reads it, then run: ALTER TABLE %s ENABLE ROW LEVEL SECURITY', {target});
     END IF;
-    condition := format('%I = (SELECT agent_private.sql_tenant())::%s', {column}, found.type);
+    -- A type that cuts or changes the name of the tenant would show it the rows of another.
+    BEGIN
+        EXECUTE format('SELECT %L::%s::text = %L', {tenant}, found.type, {tenant}) INTO survives;
+    EXCEPTION WHEN data_exception OR check_violation THEN
+        survives := false;
+    END;
+    IF survives IS NOT TRUE THEN
+        RAISE EXCEPTION 'column % of % is of type %, which cannot hold the name of this tenant as it is', {column},
+            {target}, found.type USING HINT = 'Name a column of type text as the tenant''s, or the tenant otherwise';
+    ELSIF NOT found.is_exact THEN
+        RAISE EXCEPTION 'column % of % has a collation in which different names are equal', {column}, {target}
+            USING HINT = 'Name a column with a deterministic collation as the tenant''s';
+    END IF;
+    condition := format('%I::text = (SELECT agent_private.sql_tenant())', {column});
+    IF NOT found.is_text THEN  -- for an index of the column
+        condition := format('%I = (SELECT agent_private.sql_tenant())::%s AND %s', {column}, found.type, condition);
+    END IF;
     EXECUTE format('CREATE POLICY %I ON %s TO %I, %I USING (%s) WITH CHECK (%s)', {may}, target, {reader}, {writer},
                    condition, condition);
     EXECUTE format('CREATE POLICY %I ON %s AS RESTRICTIVE TO %I, %I USING (%s) WITH CHECK (%s)', {only}, target,

@@ -8,7 +8,8 @@ without a schema is then the one of `pg_catalog` that was judged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -17,6 +18,9 @@ import postgast
 from agent.approval.risk import Risk
 from agent.execution.sql_allowed import FUNCTION_COLUMNS, FUNCTIONS, OPERATORS, TYPES
 from agent.execution.sql_columns import HiddenColumn, check_columns
+from agent.execution.sql_effort import FUNCTIONS as COSTLY_FUNCTIONS
+from agent.execution.sql_effort import OPERATORS as COSTLY_OPERATORS
+from agent.execution.sql_effort import UnendingWork, check_effort, check_path
 from agent.execution.sql_text import UnreadableSql, check_text
 from agent.execution.sql_tree import children, kind, same_tree, strings, unwrap
 
@@ -41,6 +45,7 @@ CATALOG_VIEWS: Final = frozenset({
 # An argument above this makes a value or a series that is only there to use the server up.
 _SERIES_LIMIT: Final = 10_000_000
 _TEXT_LIMIT: Final = 10_000
+_LEAST_LIMIT: Final = 1_000
 _CROSS_JOIN_LIMIT: Final = 3
 _LIST_LIMIT: Final = 100
 
@@ -53,7 +58,7 @@ _PLAIN_NODES: Final = frozenset({
     "JsonKeyValue", "JsonObjectAgg", "JsonObjectConstructor", "JsonOutput", "JsonParseExpr",
     "JsonReturning", "JsonScalarExpr", "JsonSerializeExpr", "JsonTable", "JsonTableColumn",
     "JsonTablePathSpec", "JsonValueExpr", "List", "MergeSupportFunc", "MergeWhenClause", "MinMaxExpr",
-    "MultiAssignRef", "NamedArgExpr", "NullTest", "OnConflictClause", "RangeSubselect", "RangeTableFunc",
+    "MultiAssignRef", "NamedArgExpr", "NullTest", "OnConflictClause", "RangeSubselect",
     "RangeTableFuncCol", "ResTarget", "ReturningClause", "ReturningOption", "RowExpr", "SQLValueFunction",
     "SetToDefault", "String", "WindowDef", "WithClause", "XmlExpr", "XmlSerialize",
 })  # fmt: skip
@@ -70,6 +75,15 @@ _BOOLEAN_TEXTS: Final = frozenset({
     "", "0", "1", "f", "fa", "fal", "fals", "false", "n", "no", "of", "off", "on", "t", "tr", "tru", "true", "y", "ye",
     "yes",
 })  # fmt: skip
+# Functions of which a VALUES list may be made that overwrites: one value each, known from what is written.
+_ONE_VALUE: Final = frozenset({
+    "abs", "concat", "convert_to", "date", "decode", "gen_random_uuid", "jsonb_build_array", "jsonb_build_object",
+    "lower", "make_date", "make_interval", "make_timestamp", "make_timestamptz", "now", "round", "timezone",
+    "to_date", "to_json", "to_jsonb", "to_timestamp", "to_tsvector", "trim", "btrim", "upper",
+})  # fmt: skip
+_NAMING: Final = frozenset({"funcname", "name", "type_name"})
+# The one place where format() may take a width from.
+_FORMAT_WIDTH: Final = re.compile(r"%(?:\d+\$)?-*(\*|\d+(?!\d*\$))")
 _BETWEEN: Final = frozenset({"BETWEEN", "NOT BETWEEN", "BETWEEN SYMMETRIC", "NOT BETWEEN SYMMETRIC"})
 _ALWAYS: Final = "without a WHERE that compares a column of the table with a constant, it may hit every row"
 
@@ -98,6 +112,10 @@ class PolicySql(Protocol):
 
     @property
     def functions(self) -> Mapping[str, Any]: ...
+    @property
+    def types(self) -> Sequence[str]: ...
+    @property
+    def operators(self) -> Sequence[str]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +138,10 @@ class SqlScope:
     """By "schema.table"."""
     functions: Mapping[str, Risk] = field(default_factory=dict)
     """By "schema.name", with what calling it is."""
+    types: frozenset[str] = frozenset()
+    """Types that values may be cast to, by "schema.name"."""
+    operators: frozenset[str] = frozenset()
+    """Operators that only compute, by "schema.operator"."""
 
     @classmethod
     def from_policy(cls, tables: Sequence[PolicyTable], sql: PolicySql, tenant_id: str) -> SqlScope:
@@ -136,6 +158,8 @@ class SqlScope:
                 if "*" in table.tenants or tenant_id in table.tenants
             },
             functions={name: Risk.of(str(risk)) for name, risk in sql.functions.items()},
+            types=frozenset(sql.types),
+            operators=frozenset(sql.operators),
         )
 
 
@@ -169,7 +193,7 @@ def classify(sql: str, scope: SqlScope) -> SqlVerdict:
     try:
         check_text(sql)
         return gate.judge(sql)
-    except (_Forbidden, HiddenColumn, UnreadableSql) as refusal:
+    except (_Forbidden, HiddenColumn, UnendingWork, UnreadableSql) as refusal:
         reason = str(refusal)
     except postgast.PgQueryError as error:
         reason = f"it is not SQL that Postgres understands: {error}"
@@ -191,6 +215,7 @@ class _Gate:
             self._columns_listed |= rule.update | (rule.columns or frozenset())
         self._function_aliases: dict[str, set[str]] = {}
         self._dotted: list[tuple[str, str]] = []
+        self._costly: list[Any] = []
         self._is_explained = False
         self._reasons: list[str] = []
         self.risk = Risk.READ
@@ -207,6 +232,7 @@ class _Gate:
             "RangeVar": self._relation,
             "RangeFunction": self._function_in_from,
             "RangeTableSample": self._sample,
+            "RangeTableFunc": self._xml_table,
             "FuncCall": self._call,
             "A_Expr": self._operation,
             "SubLink": self._sublink,
@@ -236,11 +262,13 @@ class _Gate:
         else:
             raise _Forbidden(self._why_not(self.command))
         self._check_dotted()
+        judged = unwrap(statement.query) if self.command == "explain" else statement
+        check_effort(judged, self._costly)
         if any(self._scope.tables[name].columns is not None for name in self._touched()):
             limits = {
                 name: rule.columns for name, rule in self._scope.tables.items() if rule.columns is not None
             }
-            check_columns(statement.query if self.command == "explain" else statement, limits)
+            check_columns(judged, limits)
         tree.stmts[0].stmt_location = tree.stmts[0].stmt_len = 0
         text = postgast.deparse(tree)
         if not same_tree(tree, postgast.parse(text)):
@@ -387,9 +415,9 @@ class _Gate:
         if conflict.target_list:
             self._check_set(name, rule, conflict.target_list)
             source = unwrap(node.select_stmt) if node.HasField("select_stmt") else None
-            if source is not None and not source.values_lists:
+            if source is not None and not _is_of_constants(source):
                 self._change(
-                    Risk.DESTRUCTIVE, f"it may overwrite any row of {name}: its rows come from a query"
+                    Risk.DESTRUCTIVE, f"it may overwrite any row of {name}: its rows are not all constants"
                 )
             else:
                 self._change(Risk.WRITE, f"it overwrites rows of {name} that are there already")
@@ -477,9 +505,16 @@ class _Gate:
             if name in {"repeat", "lpad", "rpad"}:
                 self._check_size(node, name)
             elif name not in FUNCTIONS:
-                raise _Forbidden(f"the function {'.'.join(parts)} is not allowed")
+                hint = _with_schema(name, self._scope.functions)
+                raise _Forbidden(
+                    f"the function {'.'.join(parts)} is not allowed" + (hint and f"; write {hint}")
+                )
+            if name in COSTLY_FUNCTIONS:
+                self._costly.append(node)
             if name == "generate_series":
                 self._check_series(node)
+            elif name == "format":
+                self._check_format(node)
         else:
             is_plain = len(parts) == 2 and not any("." in part for part in parts)
             risk = self._scope.functions.get(".".join(parts)) if is_plain else None
@@ -491,10 +526,30 @@ class _Gate:
 
     @staticmethod
     def _check_size(node: Any, name: str) -> None:
-        length = _number(unwrap(node.args[1])) if len(node.args) in {2, 3} else None
-        is_named = any(kind(unwrap(item)) == "NamedArgExpr" for item in node.args)
+        arguments = [unwrap(item) for item in node.args]
+        length = _number(arguments[1]) if len(arguments) in {2, 3} else None
+        is_named = any(kind(item) == "NamedArgExpr" for item in arguments)
+        if (
+            name == "repeat"
+            and len(arguments) == 2
+            and kind(arguments[0]) == "A_Const"
+            and _is_least(arguments[1])
+        ):
+            return
         if length is None or length > _TEXT_LIMIT or is_named:
-            raise _Forbidden(f"{name} needs a length that is a number up to {_TEXT_LIMIT}")
+            raise _Forbidden(
+                f"{name} needs a length that is a number up to {_TEXT_LIMIT}"
+                + (f"; or repeat a constant least(…, {_LEAST_LIMIT}) times" if name == "repeat" else "")
+            )
+
+    @staticmethod
+    def _check_format(node: Any) -> None:
+        template = unwrap(node.args[0]) if node.args else None
+        if template is None or kind(template) != "A_Const" or node.func_variadic:
+            raise _Forbidden("format needs a constant first argument, and no VARIADIC")
+        for width in _FORMAT_WIDTH.findall(template.sval.sval):
+            if width == "*" or len(width) > 4 or int(width) > _LEAST_LIMIT:
+                raise _Forbidden(f"format takes widths up to {_LEAST_LIMIT}, written in its first argument")
 
     @staticmethod
     def _check_series(node: Any) -> None:
@@ -550,29 +605,47 @@ class _Gate:
     def _operation(self, node: Any, seen: _Names) -> None:
         parts = strings(node.name)
         self._check_operator(parts[:-1] if parts[-1:] and parts[-1] in _BETWEEN else parts)
+        if parts[-1:] and parts[-1] in COSTLY_OPERATORS:
+            self._costly.append(node)
         self._generic(node, seen, but=frozenset({"name"}))
 
-    @staticmethod
-    def _check_operator(parts: Sequence[str]) -> None:
+    def _check_operator(self, parts: Sequence[str]) -> None:
         is_ours = len(parts) == 1 or (len(parts) == 2 and parts[0] == "pg_catalog")
-        if parts and not (is_ours and parts[-1] in OPERATORS):
-            raise _Forbidden(f"the operator {'.'.join(parts)} is not allowed")
+        is_listed = len(parts) == 2 and ".".join(parts) in self._scope.operators
+        if parts and not is_listed and not (is_ours and parts[-1] in OPERATORS):
+            hint = _with_schema(parts[-1], self._scope.operators)
+            raise _Forbidden(
+                f"the operator {'.'.join(parts)} is not allowed" + (hint and f"; write OPERATOR({hint})")
+            )
 
     def _sublink(self, node: Any, seen: _Names) -> None:
-        self._check_operator(strings(node.oper_name))
+        parts = strings(node.oper_name)
+        self._check_operator(parts)
+        if parts and parts[-1] in COSTLY_OPERATORS:
+            self._costly.append(node)
         self._generic(node, seen, but=frozenset({"oper_name"}))
 
     def _type(self, node: Any, seen: _Names) -> None:
         parts = strings(node.names)
         is_ours = len(parts) == 1 or (len(parts) == 2 and parts[0] == "pg_catalog")
-        if not is_ours or parts[-1] not in TYPES or node.setof or node.pct_type:
-            raise _Forbidden(f"the type {'.'.join(parts)} is not allowed")
+        is_listed = len(parts) == 2 and ".".join(parts) in self._scope.types
+        if not (is_listed or (is_ours and parts[-1] in TYPES)) or node.setof or node.pct_type:
+            hint = _with_schema(parts[-1], self._scope.types)
+            raise _Forbidden(f"the type {'.'.join(parts)} is not allowed" + (hint and f"; write {hint}"))
         self._generic(node, seen, but=frozenset({"names"}))
 
     def _sample(self, node: Any, seen: _Names) -> None:
         if strings(node.method) not in (["bernoulli"], ["system"]):
             raise _Forbidden("TABLESAMPLE is limited to BERNOULLI and SYSTEM")
         self._generic(node, seen, but=frozenset({"method"}))
+
+    def _xml_table(self, node: Any, seen: _Names) -> None:
+        check_path(unwrap(node.rowexpr))
+        for item in node.columns:
+            column = unwrap(item)
+            if column.HasField("colexpr"):
+                check_path(unwrap(column.colexpr))
+        self._generic(node, seen)
 
     def _sorting(self, node: Any, seen: _Names) -> None:
         if node.use_op:
@@ -597,6 +670,32 @@ class _Gate:
         self._generic(node, seen)
 
 
+def _with_schema(name: str, listed: Iterable[str]) -> str:
+    """The listed name that this one is without its schema, or ""."""
+    return next((full for full in listed if full.partition(".")[2] == name), "")
+
+
+def _is_of_constants(source: Any) -> bool:
+    """Whether an INSERT's rows are a VALUES list that makes one row of each entry, with values that it tells."""
+    return bool(source.values_lists) and all(
+        _is_of_constant(unwrap(value)) for row in source.values_lists for value in unwrap(row).items
+    )
+
+
+def _is_of_constant(node: Any) -> bool:
+    """Constants, and what is made of them by operators and functions that return one value."""
+    name = kind(node)
+    if name in {"A_Const", "SetToDefault", "SQLValueFunction"}:
+        return True
+    if name == "FuncCall":
+        parts = strings(node.funcname)
+        if parts[-1] not in _ONE_VALUE or parts[:-1] not in ([], ["pg_catalog"]):
+            return False
+    elif name not in {"A_ArrayExpr", "A_Expr", "CoalesceExpr", "List", "RowExpr", "TypeCast"}:
+        return False
+    return all(_is_of_constant(child) for field_name, child in children(node) if field_name not in _NAMING)
+
+
 def _is_row_field(name: str) -> bool:
     return name[:1] == "f" and name[1:].isdecimal() and name.isascii()
 
@@ -611,6 +710,16 @@ def _is_off(option: Any) -> bool:
     if kind(value) == "Boolean":
         return not value.boolval
     return kind(value) == "String" and value.sval.lower() in {"false", "off"}
+
+
+def _is_least(node: Any) -> bool:
+    """least(…, number) with a number that is small enough."""
+    if kind(node) == "TypeCast":
+        return strings(node.type_name.names)[-1] in {"int2", "int4", "int8"} and _is_least(unwrap(node.arg))
+    if kind(node) != "MinMaxExpr" or node.op != postgast.pg_query_pb2.MinMaxOp.IS_LEAST:
+        return False
+    numbers = [_number(unwrap(item)) for item in node.args]
+    return any(number is not None and number <= _LEAST_LIMIT for number in numbers)
 
 
 def _number(node: Any) -> int | None:

@@ -57,6 +57,8 @@ class Collected:
         self._bytes = 0
         self._truncated = False
         self._tag_count = 0
+        self._chunk = 1
+        self._largest = 1
 
     @property
     def wants_more(self) -> bool:
@@ -64,36 +66,35 @@ class Collected:
 
     @property
     def next_chunk(self) -> int:
-        """One row beyond the limit tells whether there are more. The first rows come by few, for they may be large."""
-        return min(_CHUNK_ROWS if self._rows else 10, self._rows_max - len(self._rows) + 1)
+        """How many rows to ask for: one, and then as many as fit in what is left if they are as large as the largest.
 
-    def add(self, cursor: psycopg.AsyncCursor[Any]) -> bool:
-        """Take in what the server sent; whether there were rows."""
+        One row beyond the limit tells whether there are more.
+        """
+        fitting = (RESULT_BYTES_MAX - self._bytes) // self._largest + 1
+        return max(1, min(self._chunk, fitting, self._rows_max - len(self._rows) + 1))
+
+    def add(self, cursor: psycopg.AsyncCursor[Any], *, hidden: int = 0) -> bool:
+        """Take in what the server sent, but for the last `hidden` columns; whether there were rows."""
         result = cursor.pgresult
         if result is None:
             return False
         self._tag_count = max(cursor.rowcount, 0)
-        if result.nfields == 0:
+        width = result.nfields - hidden
+        if width <= 0:
             return False
-        self._columns = tuple((result.fname(i) or b"").decode() for i in range(result.nfields))
-        types = [result.ftype(i) for i in range(result.nfields)]
+        self._columns = tuple((result.fname(i) or b"").decode() for i in range(width))
+        types = [result.ftype(i) for i in range(width)]
+        self._chunk = min(2 * self._chunk, _CHUNK_ROWS)
         for number in range(result.ntuples):
-            values = [result.get_value(number, i) for i in range(result.nfields)]
+            values = [result.get_value(number, i) for i in range(width)]
             size = sum(len(value) for value in values if value is not None)
+            self._largest = max(self._largest, size)
             if len(self._rows) >= self._rows_max or self._bytes + size > RESULT_BYTES_MAX:
                 self._truncated = True
                 break
             self._bytes += size
             self._rows.append([_plain(value, oid) for value, oid in zip(values, types, strict=True)])
         return result.ntuples > 0
-
-    def take_last(self, count: int) -> list[list[Any]]:
-        """Split off the last columns."""
-        first = len(self._columns) - count
-        taken = [row[first:] for row in self._rows]
-        self._columns = self._columns[:first]
-        self._rows = [row[:first] for row in self._rows] if first else []
-        return [] if self._truncated else taken
 
     def result(self, began: float) -> SqlResult:
         return SqlResult(
@@ -104,6 +105,15 @@ class Collected:
             result_bytes=self._bytes,
             duration_ms=round((time.monotonic() - began) * 1000, 3),
         )
+
+
+def last_column(cursor: psycopg.AsyncCursor[Any], *, rows_max: int) -> list[Any] | None:
+    """The objects in the last column of what the server sent; `None` if there are more rows."""
+    result = cursor.pgresult
+    if result is None or result.ntuples > rows_max:
+        return None
+    texts = (result.get_value(number, result.nfields - 1) for number in range(result.ntuples))
+    return [json.loads(text) for text in texts if text is not None]
 
 
 def _plain(value: bytes | None, oid: int) -> Any:

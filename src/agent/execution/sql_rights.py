@@ -69,13 +69,38 @@ async def excess_rights(url: str, kind: Kind, policy: PolicyFile, tenant_id: str
             role = await (await connection.execute(_ROLE_FACTS)).fetchone() or {}
             relations = await (await connection.execute(_RELATION_FACTS)).fetchall()
             routines = await (await connection.execute(_ROUTINE_FACTS)).fetchall()
+            apart = await open_rows(connection, policy, tenant_id)
     except psycopg.Error as error:
         raise explain(error, url) from None
     return [
         *_excess_of_role(role, kind),
         *_excess_of_relations(relations, kind, {table.name: table for table in tables_of(policy, tenant_id)}),
         *_excess_of_routines(routines, kind, policy.sql.functions),
+        *((what, False) for what in apart),
     ]
+
+
+async def open_rows(connection: AsyncConnection[Any], policy: PolicyFile, tenant_id: str) -> list[str]:
+    """Where nothing keeps the rows of other tenants from the login of this connection; one query of the catalog.
+
+    Raises:
+        psycopg.Error: the connection is lost.
+    """
+    tables = [table for table in tables_of(policy, tenant_id) if table.tenant_column]
+    names = [table.name for table in tables]
+    columns = [table.tenant_column for table in tables]
+    cursor = connection.cursor(row_factory=dict_row)
+    found = await (await cursor.execute(_ROW_FACTS, (names, columns))).fetchall()
+    told: list[str] = []
+    for table in found:
+        name = table["name"]
+        if not table["is_on"]:
+            told.append(f"it sees {name} with row level security off")
+        elif not table["is_exact"] or not table["is_held"]:
+            told.append(
+                f"it sees rows of other tenants in {name}: the policy that keeps them apart is not as made"
+            )
+    return told
 
 
 def refuse_pooler(url: str) -> None:
@@ -182,6 +207,33 @@ SELECT * FROM (
 ) AS found
 WHERE cardinality(readable) > 0 OR cardinality(changeable) > 0 OR insert OR delete OR other
 ORDER BY name
+"""
+
+# The strict comparison stands alone, or last in an AND: printed, each inner condition is in parentheses of its own.
+_ROW_FACTS = """
+SELECT w.name, coalesce(c.relrowsecurity, false) AS is_on,
+       coalesce(coalesce(o.collisdeterministic, true) AND a.attnum IS NOT NULL, false) AS is_exact,
+       EXISTS (SELECT FROM pg_catalog.pg_policy p
+               CROSS JOIN LATERAL (SELECT pg_catalog.pg_get_expr(p.polqual, p.polrelid) AS seen,
+                                          pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid) AS made) AS e
+               CROSS JOIN LATERAL (SELECT pg_catalog.format(
+                   CASE a.atttypid WHEN 'pg_catalog.text'::pg_catalog.regtype THEN '(%%I = %%s)'
+                                   ELSE '((%%I)::text = %%s)' END,
+                   w.tenant_column, '( SELECT agent_private.sql_tenant() AS sql_tenant)') AS strict) AS s
+               WHERE p.polrelid = c.oid AND NOT p.polpermissive AND p.polcmd = '*' AND r.oid = ANY (p.polroles)
+                 AND p.polname = 'agent_sql_only_' || pg_catalog.substr(r.rolname::text, 14)
+                 AND (e.seen = s.strict OR e.seen LIKE '(%%'
+                      AND pg_catalog.right(e.seen, pg_catalog.length(s.strict) + 6) = ' AND ' || s.strict || ')')
+                 AND (e.made = s.strict OR e.made LIKE '(%%'
+                      AND pg_catalog.right(e.made, pg_catalog.length(s.strict) + 6) = ' AND ' || s.strict || ')')
+       ) AS is_held
+FROM ROWS FROM (pg_catalog.unnest(%s::pg_catalog.text[]), pg_catalog.unnest(%s::pg_catalog.text[]))
+     AS w(name, tenant_column)
+JOIN pg_catalog.pg_roles r ON r.rolname = session_user
+LEFT JOIN (pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace)
+       ON n.nspname || '.' || c.relname = w.name
+LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = w.tenant_column AND NOT a.attisdropped
+LEFT JOIN pg_catalog.pg_collation o ON o.oid = a.attcollation
 """
 
 _ROUTINE_FACTS = """

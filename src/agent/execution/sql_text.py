@@ -23,6 +23,8 @@ JOIN_LIMIT: Final = 45
 
 _WHITE: Final = frozenset("\t\n\r")
 _HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_PART_OF_TEXT: Final = frozenset({"\u200d", "\u200e"})
+"""Parts of emoji and of names in two scripts: fine between quotes."""
 
 
 class UnreadableSql(Exception):
@@ -37,6 +39,7 @@ def _token_ids(*names: str) -> frozenset[int]:
 _CASE: Final = _token_ids("CASE")
 _OPENING: Final = _token_ids("ASCII_40", "ASCII_91") | _CASE
 _CLOSING: Final = _token_ids("ASCII_41", "ASCII_93")
+_QUOTED: Final = _token_ids("SCONST")
 _END: Final = _token_ids("END_P")
 _STARTING: Final = _token_ids(
     "AND", "ASCII_44", "ASCII_59", "ELSE", "EXCEPT", "FROM", "GROUP_P", "HAVING", "INTERSECT", "JOIN", "LIMIT",
@@ -49,18 +52,29 @@ def check_text(sql: str) -> None:
     """Raises `UnreadableSql` for what must not reach the parser, and the scanner's own error for what is no SQL."""
     if len(sql) > LENGTH_LIMIT or len(sql.encode("utf-8")) > LENGTH_LIMIT:
         raise UnreadableSql(f"the statement is longer than {LENGTH_LIMIT} bytes; ask for less at once")
-    for character in sql:
+    to_be_quoted = []
+    for place, character in enumerate(sql):
         if " " <= character < "\x7f" or character in _WHITE:
             continue
-        if unicodedata.category(character) in _HIDDEN:
-            code = f"U+{ord(character):04X}"
-            raise UnreadableSql(f"the statement has the invisible character {code}; leave it out")
+        if character in _PART_OF_TEXT:
+            to_be_quoted.append(place)
+        elif unicodedata.category(character) in _HIDDEN:
+            raise _invisible(character)
     tokens = postgast.scan(sql).tokens
+    quoted = [(token.start, token.end) for token in tokens if token.token in _QUOTED] if to_be_quoted else []
+    for place in to_be_quoted:
+        offset = len(sql[:place].encode("utf-8"))
+        if not any(start < offset < end for start, end in quoted):
+            raise _invisible(sql[place])
     if len(tokens) > TOKEN_LIMIT:
         raise UnreadableSql(
             f"the statement has more than {TOKEN_LIMIT} words and signs; ask for less at once"
         )
     _check_nesting([token.token for token in tokens])
+
+
+def _invisible(character: str) -> UnreadableSql:
+    return UnreadableSql(f"the statement has the invisible character U+{ord(character):04X}; leave it out")
 
 
 def _check_nesting(tokens: list[int]) -> None:

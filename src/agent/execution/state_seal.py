@@ -17,11 +17,16 @@ from agent.errors import InvalidRequest
 
 
 class StateSeal:
-    """Seals and checks with one secret; without one it is good for this process only."""
+    """Seals and checks with one secret; without one it is good for this process only.
 
-    def __init__(self, secret: str | None) -> None:
+    Args:
+        secret: of the database.
+        purpose: what is sealed, at most 16 letters; what was sealed for one purpose holds for no other.
+    """
+
+    def __init__(self, secret: str | None, purpose: str = "agent safe run") -> None:
         material = secret.encode() if secret is not None else secrets.token_bytes(32)
-        self._key = hashlib.blake2b(material, person=b"agent safe run").digest()
+        self._key = hashlib.blake2b(material, person=purpose.encode()).digest()
 
     def sealed(self, kept: Mapping[str, Any]) -> dict[str, Any]:
         """The document with its seal."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +85,7 @@ class ToolLibrary:
             sandbox=self._sandbox,
             strict_runs=strict_runs,
             wait_seconds=wait_seconds,
+            activate=self.activate_approved,
         )
 
     # What there is
@@ -102,7 +103,9 @@ class ToolLibrary:
         return WRITING_TOOLS.format(functions=functions or "- none", examples_max=10)
 
     async def versions(self, identity: Identity, *, state: str | None = None) -> list[ToolVersion]:
-        """All versions of the tenant's tools, by name, newest first; or those in one state."""
+        """All versions of the tenant's tools, by name, newest first; or those in one state. What was approved meanwhile
+        is let run first."""
+        await self.activate_approved(identity)
         rows = await self._database.call("list_tools", identity, wanted={"state": state} if state else {})
         return [ToolVersion.from_row(row) for row in rows]
 
@@ -153,7 +156,7 @@ class ToolLibrary:
             code=code,
             parameters=parameters,
             examples=list(examples) if isinstance(examples, list | tuple) else examples,
-            taken=[spec.name for spec in self._executor.registry],
+            taken=sorted(self._executor.taken_names),
         )
         functions = self.host_functions()
         check = await self._sandbox.check(definition.code, definition.parameters, functions)
@@ -258,15 +261,15 @@ class ToolLibrary:
         )
         return True
 
-    async def activate_approved(self, identity: Identity) -> int:
-        """Let all versions of the tenant run whose approvals were given meanwhile. How many."""
+    async def activate_approved(self, identity: Identity, name: str | None = None) -> int:
+        """Let all versions of the tenant run whose approvals were given meanwhile, or those of one tool. How many."""
         count = 0
         for approval in await self._queue.list(identity, state="approved", limit=1000):
-            if approval.kind != "tool_version":
+            if approval.kind != "tool_version" or name not in (None, approval.arguments.get("name")):
                 continue
             try:
                 count += await self.activate(approval, identity)
-            except (Refused, ConflictError, NotFound) as error:  # this one cannot be; the others can
+            except (InvalidRequest, Refused, ConflictError, NotFound) as error:  # this one cannot be; the others can
                 emit("tool_version_refused", approval_id=approval.approval_id, reason=str(error))
         return count
 
@@ -274,7 +277,6 @@ class ToolLibrary:
 
     async def tools(self, identity: Identity) -> list[BaseTool]:
         """The approved tools, to be given to a run when it starts."""
-        await self.activate_approved(identity)
         found = []
         for version in await self.versions(identity, state="approved"):
             try:
@@ -307,7 +309,7 @@ class ToolLibrary:
             },
         )
 
-    async def run(
+    def run(
         self,
         name: str,
         arguments: Mapping[str, Any],
@@ -315,7 +317,7 @@ class ToolLibrary:
         *,
         tainted: bool = False,
         wait_seconds: float | None = None,
-    ) -> ToolRun:
+    ) -> Coroutine[Any, Any, ToolRun]:
         """Run the approved version of a tool. Raises neither for a refusal nor for a database that is away: see the
         status.
 
@@ -324,7 +326,21 @@ class ToolLibrary:
             wait_seconds: longest wait for the approval of a call; after it the run is put away, and `resume` goes on.
                 `None`: that of the library.
         """
-        return await self._runner.run(name, arguments, identity, tainted=tainted, wait_seconds=wait_seconds)
+        from agent.execution.call_gate import around_tainted, read_untrusted
+
+        # Looked up here: see `SafeExecutor.execute`.
+        inside = read_untrusted.get()
+        tainted = tainted or around_tainted.get() or bool(inside and inside[0])
+
+        async def run() -> ToolRun:
+            ran = await self._runner.run(
+                name, arguments, identity, tainted=tainted, wait_seconds=wait_seconds
+            )
+            if inside is not None and ran.read_untrusted:
+                inside[0] = True
+            return ran
+
+        return run()
 
     async def resume(
         self, approval_id: str, identity: Identity, *, wait_seconds: float | None = None
@@ -425,8 +441,9 @@ class ToolLibrary:
             fingerprint=None,
         )
         approval = await self._queue.submit(request, identity)
-        if approval.state in ("expired", "cancelled", "failed", "unknown"):
-            again = replace(request, request_key=f"{key}:{secrets.token_hex(6)}")
+        while approval.state in ("expired", "cancelled", "failed", "unknown"):
+            # The key names what it follows: handing in again is the same question, and a no to it stays a no.
+            again = replace(request, request_key=f"{key}:after:{approval.approval_id}")
             approval = await self._queue.submit(again, identity)
         return approval
 

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from agent.approval.binding import binding_hash, shown
+from agent.approval.binding import binding_hash
 from agent.approval.records import Approval
 from agent.approval.risk import Risk
-from agent.errors import ConflictError, InvalidRequest, LearningError, NotFound, OperatorError, Refused
+from agent.errors import (
+    ConflictError,
+    DatabaseUnavailable,
+    InvalidRequest,
+    LearningError,
+    NotFound,
+    OperatorError,
+    Refused,
+)
 from agent.events import emit
 from agent.execution.argument_schema import check_arguments
 from agent.execution.continuation_seal import ContinuationSeal
 from agent.execution.host_function import CallHost, HostAnswer, HostFunction, usable_as_name
-from agent.execution.result_text import fenced
+from agent.execution.result_text import fenced, inert
 from agent.execution.tool_definition import ToolVersion
 from agent.execution.tool_registry import ToolRegistry
 from agent.execution.tool_sandbox import SandboxResult, Snapshot, ToolSandbox
@@ -31,6 +40,7 @@ if TYPE_CHECKING:
 
 CREATE_NEW_TOOL = "create_new_tool"
 """Name of the tool by which an agent hands in another."""
+_PUT_BACK_ATTEMPTS = 5
 _CARRIED_OUT = ("executing", "executed", "unknown")
 """States of an approval whose version the database let run: it did so in a transaction, and the process that asked for
 it may have died before it could say so."""
@@ -83,7 +93,8 @@ class _Progress:
 
 
 class ToolRunner:
-    """Runs approved versions, and nothing that differs from what was approved. Arguments as of `ToolLibrary`."""
+    """Runs approved versions, and nothing that differs from what was approved. Arguments as of `ToolLibrary`; `activate` lets the
+    versions of a tool run whose approvals were given meanwhile."""
 
     def __init__(
         self,
@@ -94,7 +105,9 @@ class ToolRunner:
         sandbox: ToolSandbox,
         strict_runs: int,
         wait_seconds: float,
+        activate: Callable[[Identity, str], Awaitable[object]],
     ) -> None:
+        self._activate = activate
         self._database = database
         self._queue = queue
         self._executor = executor
@@ -102,6 +115,7 @@ class ToolRunner:
         self._strict_runs = strict_runs
         self._wait_seconds = wait_seconds
         self._made_seal: ContinuationSeal | None = None
+        self._own_seal = ContinuationSeal(None)
 
     async def version(self, identity: Identity, name: str, version: int | None = None) -> ToolVersion:
         """One version of a tool; without a number the approved one, else the newest.
@@ -149,6 +163,9 @@ class ToolRunner:
         tainted: bool,
         wait_seconds: float,
     ) -> ToolRun:
+        if not isinstance(name, str) or not isinstance(arguments, Mapping):
+            raise InvalidRequest("a tool is run by its name, with an object of arguments")
+        await self._activate(identity, name)
         version = await self.version(identity, name)
         await self.require_runnable(version, identity)
         checked = check_arguments(dict(arguments), version.parameters)
@@ -174,13 +191,17 @@ class ToolRunner:
         kept = await self._database.call("take_continuation", identity, the_approval_id=first.approval_id)
         if kept is None:
             raise NotFound(f"no run waits for approval {approval_id}, or another process has gone on with it")
-        progress, snapshot = await self._opened(kept, first, identity)
         try:
-            await self._require_no_halt(progress.tool, identity)
-        except Refused:  # only for now: it goes on when the halt is over
-            await self._keep(first.approval_id, progress.identity, kept["payload"], kept["mac"])
+            progress, snapshot = await self._opened(kept, first, identity)
+            try:
+                await self._require_no_halt(progress.tool, identity)
+            except Refused:  # only for now: it goes on when the halt is over
+                await self._put_back(first.approval_id, identity, kept)
+                raise
+            result = await self._executor.run_approved(last, progress.identity)
+        except (DatabaseUnavailable, asyncio.CancelledError):
+            await asyncio.shield(self._put_back(first.approval_id, identity, kept))
             raise
-        result = await self._executor.run_approved(last, progress.identity)
         call_host, functions = self._hosting(progress)
         answer = self._answered(result, progress)
         ended = await self._sandbox.resume(snapshot, answer, call_host, host_functions=functions)
@@ -287,7 +308,8 @@ class ToolRunner:
                 printed=result.printed,
                 text=(
                     f"{version.name} waits for a person's approval of {result.paused.function}() "
-                    f"(approval {approval_id}). Do not call it again; its work goes on after the decision."
+                    f"(approval {approval_id}). Do not call it again; when that is decided, "
+                    f"an operator goes on with it by `agent tools resume {approval_id}`."
                 ),
                 read_untrusted=progress.read_untrusted,
             )
@@ -314,7 +336,7 @@ class ToolRunner:
             value=result.value,
             text=fenced(version.name, result.value)
             if ok
-            else f"{version.name} failed: {shown(result.error or '')}",
+            else f"{version.name} failed.\n{fenced(version.name, {'error': result.error})}",
             error=result.error,
             log_id=log_id,
             printed=result.printed,
@@ -323,13 +345,24 @@ class ToolRunner:
 
     async def _put_away(self, progress: _Progress, snapshot: Snapshot) -> None:
         payload = json.dumps(progress.as_json() | {"snapshot": snapshot.as_json()})
-        mac = self._seal().of(
+        mac = (await self._seal()).of(
             payload,
             approval_id=snapshot.approval_id,
             code_hash=progress.tool.code_hash,
             tenant_id=progress.identity.tenant_id,
         )
         await self._keep(snapshot.approval_id, progress.identity, payload, mac)
+
+    async def _put_back(self, approval_id: str, identity: Identity, kept: Mapping[str, Any]) -> None:
+        """Keep again what was taken and did not go on. Its call runs once all the same: its approval is claimed once."""
+        for attempt in range(_PUT_BACK_ATTEMPTS):
+            try:
+                await self._keep(approval_id, identity, kept["payload"], kept["mac"])
+            except DatabaseUnavailable:
+                await asyncio.sleep(0.2 * 2**attempt)
+            else:
+                return
+        emit("tool_continuation_lost", approval_id=approval_id)
 
     async def _keep(self, approval_id: str, identity: Identity, payload: str, mac: str) -> None:
         await self._database.call(
@@ -354,7 +387,7 @@ class ToolRunner:
             raise not_ours from None
         version = await self.version(identity, name, number)
         await self.require_runnable(version, identity)
-        if not self._seal().holds(
+        if not (await self._seal()).holds(
             kept.get("mac"),
             kept["payload"],
             approval_id=approval.approval_id,
@@ -387,9 +420,12 @@ class ToolRunner:
             last = await self._queue.get(last.replaced_by, identity)
         return first, last
 
-    def _seal(self) -> ContinuationSeal:
+    async def _seal(self) -> ContinuationSeal:
         if self._made_seal is None:
-            self._made_seal = ContinuationSeal(self._database.secret())
+            await self._database.prepare()
+            if (secret := self._database.secret()) is None:
+                return self._own_seal
+            self._made_seal = ContinuationSeal(secret)
         return self._made_seal
 
     async def _turned_down(
@@ -403,7 +439,7 @@ class ToolRunner:
                 "tool_version": "",
                 "risk": str(Risk.READ),
                 "decision": "refused",
-                "arguments_shown": dict(arguments),
+                "arguments_shown": dict(arguments) if isinstance(arguments, Mapping) else None,
                 "arguments_run": None,
                 "error": str(error),
             },
@@ -412,7 +448,7 @@ class ToolRunner:
             status="refused",
             tool=name,
             error=str(error),
-            text=f"{name} was not executed: {shown(str(error))}",
+            text=f"{name} was not executed: {inert(str(error))}",
             log_id=log_id,
         )
 

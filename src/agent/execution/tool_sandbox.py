@@ -31,6 +31,15 @@ _IGNORES = re.compile(r"#[^\n]*\b(?:type|ty|pyright|mypy)\s*:\s*ignore", re.IGNO
 _NOT_DEFINED = re.compile(r"Name `([^`]+)` used when not defined")
 _RUN = re.compile(r"^def\s+run\s*\(", re.MULTILINE)
 _ASYNC_RUN = re.compile(r"^async\s+def\s+run\s*\(", re.MULTILINE)
+_CONFINE_WAITS = (0.2, 1.0)
+"""Seconds between attempts to start behind bubblewrap."""
+_CONFINE_AGAIN_SECONDS = 300.0
+"""How long code runs outside of a box that the kernel refused, before a box is tried again."""
+_KERNEL_REFUSES = re.compile(
+    r"permission|not permitted|not support|not implemented|max_\*|unknown option|invalid argument",
+    re.IGNORECASE,
+)
+"""What bubblewrap says where this kernel, or whatever contains it, lets nobody make a box."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +142,7 @@ class ToolSandbox:
         self.limits = limits or SandboxLimits()
         self._at_once = at_once
         self._confined: bool | None = None
+        self._confine_again = 0.0
         self._programs: HelperPrograms | None = None
         self.start_anew()
         forget_in_forked_child(self)
@@ -404,16 +414,13 @@ class ToolSandbox:
             self._programs = await asyncio.to_thread(HelperPrograms.found)
         confined = confined_command(self._programs)
         reason = "bubblewrap is not installed"
-        if confined is not None and self._confined is not False:
-            try:
-                helper = await SandboxProcess.start(confined, confined=True)
-            except OperatorError as error:
-                if self._confined:  # it worked before: what fails now must not run outside
-                    raise
-                reason = str(error)
-            else:
+        if confined is not None and (self._confined is not False or time.monotonic() >= self._confine_again):
+            refused = await self._start_confined(confined)
+            if isinstance(refused, SandboxProcess):
                 self._confined = True
-                return helper
+                return refused
+            reason = str(refused)
+            self._confine_again = time.monotonic() + _CONFINE_AGAIN_SECONDS
         elif self._confined:
             raise OperatorError(
                 "bubblewrap was removed while agent-written tools ran behind it. Install it again."
@@ -423,6 +430,25 @@ class ToolSandbox:
             self._confined = False
             emit("sandbox_confinement_unavailable", reason=reason[:300])
         return helper
+
+    async def _start_confined(self, command: Sequence[str]) -> SandboxProcess | OperatorError:
+        """Start one behind bubblewrap, or the kernel's refusal to make a box.
+
+        Raises:
+            OperatorError: it failed in another way, such as for want of memory, or although it has worked before: that
+                is no reason to run code outside of a box.
+        """
+        for wait_seconds in (*_CONFINE_WAITS, None):
+            try:
+                return await SandboxProcess.start(command, confined=True)
+            except OperatorError as error:
+                if wait_seconds is not None:
+                    await asyncio.sleep(wait_seconds)
+                elif self._confined or not _KERNEL_REFUSES.search(str(error)):
+                    raise
+                else:
+                    return error
+        raise AssertionError("unreachable")
 
     async def _is_confined(self) -> bool:
         if self._confined is None:

@@ -155,6 +155,7 @@ class _Steps:
 
     async def aload_knowledge(self, state: dict[str, Any], config: RunnableConfig) -> dict[str, Any]:
         """The async form of `load_knowledge`."""
+        await self.machine.ready_seal()
         opened = self._open(state, config)
         if opened is None or opened[0].nested:
             return self._not_own(opened)
@@ -210,6 +211,7 @@ class _Steps:
         self, state: dict[str, Any], config: RunnableConfig, invoke: Callable[..., Awaitable[Any]]
     ) -> dict[str, Any]:
         """The async form of `execute`."""
+        await self.machine.ready_seal()
         run = OpenRun.from_state(state, self.machine.seal)
         given = self._given(state, run)
         if run is None:
@@ -276,6 +278,7 @@ class _Steps:
 
     async def alearn(self, state: dict[str, Any]) -> dict[str, Any] | None:
         """The async form of `learn`."""
+        await self.machine.ready_seal()
         if (ended := self._ended(state)) is not None:
             await self.machine.afinish(*ended)
         return self._left(state)

@@ -89,6 +89,7 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
     async def abefore_agent(  # type: ignore[override]  # LangGraph injects the third argument
         self, state: LearningState, runtime: Any, config: RunnableConfig
     ) -> dict[str, Any]:
+        await self.machine.ready_seal()
         opened = open_run(self.machine, state["messages"], config, runtime)
         if opened is None or opened[0].nested:
             return self._not_own(opened)
@@ -120,6 +121,7 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ModelResponse[Any]:
+        await self.machine.ready_seal()
         run = self._run(request.state)
         trace = self._trace(run, request.state)
         response = await handler(_informed(request, run))
@@ -143,6 +145,7 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
         request: ToolCallRequest,
         handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]],
     ) -> ToolMessage | Command[Any]:
+        await self.machine.ready_seal()
         run = self._run(request.state)
         if run is None:
             return await handler(request)
@@ -171,6 +174,7 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
             self.machine.finish(*ended)
 
     async def aafter_agent(self, state: LearningState, runtime: Any) -> None:
+        await self.machine.ready_seal()
         if (ended := self._ended(state)) is not None:
             await self.machine.afinish(*ended)
 

@@ -7,6 +7,7 @@ import concurrent.futures
 import hashlib
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -19,7 +20,7 @@ from agent.database.opening import EmbeddedDatabase, open_database
 from agent.database.postgres import PostgresDatabase
 from agent.database.protocol import Database, checked_id, somebody
 from agent.database.supabase import SupabaseDatabase
-from agent.errors import ConfigurationError, IdentityError, InvalidLearning
+from agent.errors import ConfigurationError, IdentityError, InvalidLearning, LearningError
 from agent.events import emit
 from agent.identity import Identity
 from agent.jobs import DEFAULT_QUEUE
@@ -172,8 +173,16 @@ class LearningMachine:
             secret = self.database.secret()
             if secret is None:
                 return self._own_seal  # not started yet: good for this process
-            self._seal = RunSeal(secret)
+            self._seal = RunSeal(secret, self._own_seal)
         return self._seal
+
+    async def ready_seal(self) -> None:
+        """Let `seal` be that of all processes on this database, where the database can be asked."""
+        if self._seal is None:
+            with suppress(
+                LearningError
+            ):  # whoever needs it says so; until then what is sealed holds in this process
+                await self.database.prepare()
 
     @property
     def recorder(self) -> Recorder:
@@ -255,6 +264,7 @@ class LearningMachine:
 
     async def _write_by_tool(self, runtime: Any, learnings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Write what an agent's tool says, as evidence of its own call; return the receipts."""
+        await self.ready_seal()
         run = OpenRun.from_state(getattr(runtime, "state", None), self.seal)
         config: RunnableConfig = getattr(runtime, "config", None) or RunnableConfig()
         ambient = ambient_run.get()

@@ -29,7 +29,7 @@ def resolve_identity(
     The user is, in this order: whom the database knows by a user's access token (`claimed`), whom the LangGraph server
     authenticated, `user_id` of the runtime context, `user_id` of `configurable`, the default user of the settings,
     nobody. The tenant comes from the same place as the user, else it is the settings' tenant: an authenticated user
-    cannot choose another.
+    cannot choose another. On a LangGraph server the agent is not named by the metadata, which clients write there.
 
     Raises:
         IdentityError: an id that cannot be, such as one with a NUL.
@@ -42,8 +42,8 @@ def resolve_identity(
     rest = {
         "session_id": str(session) if session else f"run-{uuid.uuid4()}",
         "agent_id": agent_id
-        or _text(metadata.get("lc_agent_name"))
-        or _text(metadata.get("graph_id"))
+        or (_text(metadata.get("lc_agent_name")) if getattr(runtime, "server_info", None) is None else None)
+        or graph_of(runtime, config)
         or DEFAULT_AGENT,
     }
     if claimed is not None:
@@ -62,6 +62,12 @@ def resolve_identity(
         else:
             user_id, tenant = settings.default_user if use_default else None, None
     return Identity(tenant_id=tenant or settings.tenant, user_id=user_id, **rest)
+
+
+def graph_of(runtime: Any, config: RunnableConfig) -> Any:
+    """The graph's name on its server, which sets it in each run; `None` elsewhere."""
+    server = getattr(runtime, "server_info", None)
+    return _text(getattr(server, "graph_id", None)) or _text((config.get("metadata") or {}).get("graph_id"))
 
 
 def _read(source: Any, name: str) -> Any:

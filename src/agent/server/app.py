@@ -16,6 +16,7 @@ from agent.approval.human_approval import HumanApprovalQueue, human_approval_que
 from agent.approval.keeper import ApprovalKeeper
 from agent.approval.slack import SlackChannel, SlackSocket, slack_channel
 from agent.approval.telegram import telegram_channel
+from agent.database.opening import EmbeddedDatabase
 from agent.errors import LearningError
 from agent.events import emit
 from agent.learning.machine import living_machines
@@ -58,16 +59,35 @@ async def keeping_approvals(queue: HumanApprovalQueue) -> AsyncIterator[None]:
     keeper = ApprovalKeeper(queue, channels, LoopbackResumer())
     socket = _SocketHolder(queue, slack) if slack is not None and queue.settings.slack_app_token else None
     await keeper.start()
+    # No statement runs under a login with rights too many; an operator should hear of it before an agent does.
+    checking = asyncio.create_task(_check_logins(queue), name="sql-login-check")
     try:
         if socket is not None:
             socket.start()
         yield
     finally:
+        checking.cancel()
+        await asyncio.gather(checking, return_exceptions=True)
         # First what takes answers in, then what was taken, then what tells of it.
         if socket is not None:
             await socket.stop()
         await finish()
         await keeper.stop()
+
+
+async def _check_logins(queue: HumanApprovalQueue) -> None:
+    from agent.execution.sql_login_check import warn_of_logins
+    from agent.execution.sql_logins import logins_file
+
+    try:
+        if not await asyncio.to_thread(logins_file(queue.settings).exists):
+            return
+        database = queue.database
+        owner_url = await database.url() if isinstance(database, EmbeddedDatabase) else None
+    except (LearningError, OSError) as error:
+        emit("sql_login_check_failed", tenant_id=None, login=None, reason=str(error))
+        return
+    await portal().run(warn_of_logins(queue.settings, queue.policy, owner_url=owner_url))
 
 
 class _SocketHolder:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib import resources
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import parse_qsl, quote, urlencode
@@ -25,6 +25,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Resp
 from agent.approval.card import Card, make_card, visible
 from agent.approval.human_approval import HumanApprovalQueue, human_approval_queue
 from agent.approval.records import Approval
+from agent.approval.standing_rules import LONGEST, make_rule, no_rule_because
 from agent.errors import (
     CallerError,
     ConflictError,
@@ -47,6 +48,7 @@ CHANNEL = "web"
 _BODY_MAX = 1_000_000
 _FIELDS_MAX = 500
 _LIST_MAX = 500
+_PAGE = 100
 _NOTE_MAX = 2_000
 _STATES = frozenset(
     {"pending", "approved", "rejected", "expired", "cancelled", "executing", "executed", "failed", "unknown"}
@@ -68,6 +70,7 @@ _SAID = {
     "rejected": "Your rejection is recorded. It will not run.",
     "repeated": "You had decided this before; it counts once.",
     "edited": "The edited call is a request of its own, with a hash of its own. This is it.",
+    "allowed": "The standing rule is made: calls of this shape run without being asked for, as far as it goes.",
     "out": "You are logged out.",
 }
 
@@ -183,17 +186,28 @@ async def _find(
 
 @router.get("/approvals.json")
 async def list_approvals(
-    request: Request, desk: Desk, state: str | None = None, tenant: str | None = None, limit: int = 100
+    request: Request,
+    desk: Desk,
+    state: str | None = None,
+    tenant: str | None = None,
+    limit: int = 100,
+    order: str = "newest",
+    after: str | None = None,
 ) -> Response:
-    """Approvals, newest first: of one state or of all, of one tenant or of all that the reviewer names."""
+    """Approvals of one state or of all, of one tenant or of all that the reviewer names; `order` is `newest` or
+    `oldest` first. Where there are more, `next` is what to send as `after`.
+    """
     try:
         visitor = await _program(request, desk)
         if state is not None and state not in _STATES:
             raise HTTPException(422, f"state={state[:40]!r} is none of {', '.join(sorted(_STATES))}.")
         if not 1 <= limit <= _LIST_MAX:
             raise HTTPException(422, f"limit={limit} must be from 1 to {_LIST_MAX}.")
-        found = await _listed(desk, visitor.reviewer, tenant, {"state": state} if state else {}, limit)
-        return _json({"approvals": [_document(approval) for approval, _ in found]})
+        if order not in {"newest", "oldest"}:
+            raise HTTPException(422, f"order={order[:40]!r} must be newest or oldest.")
+        wanted = ({"state": state} if state else {}) | {"oldest_first": order == "oldest"}
+        found, more = await _listed(desk, visitor.reviewer, tenant, wanted, limit, after=after)
+        return _json({"approvals": [_document(approval) for approval, _ in found], "next": more})
     except (HTTPException, LearningError) as error:
         return _refusal(error)
 
@@ -210,14 +224,40 @@ async def get_approval(request: Request, desk: Desk, approval_id: str, tenant: s
 
 
 async def _listed(
-    desk: ApprovalDesk, reviewer: Reviewer, tenant: str | None, wanted: Mapping[str, Any], limit: int
-) -> list[tuple[Approval, Identity]]:
+    desk: ApprovalDesk,
+    reviewer: Reviewer,
+    tenant: str | None,
+    wanted: Mapping[str, Any],
+    limit: int,
+    *,
+    after: str | None = None,
+) -> tuple[list[tuple[Approval, Identity]], str | None]:
+    """At most so many approvals, and what comes after them, where there are more."""
+    asked = {**wanted, "limit": limit + 1}
+    if after is not None:
+        asked["after"] = _place(after)
     found: list[tuple[Approval, Identity]] = []
     for identity in _tenants(desk, reviewer, tenant):
-        approvals = await desk.queue.list(identity, limit=limit, **wanted)
-        found += [(approval, identity) for approval in approvals]
-    found.sort(key=lambda pair: str(pair[0].requested_at), reverse=True)
-    return found[:limit]
+        rows = await desk.queue.database.call("list_approvals", identity, wanted=asked)
+        found += [(Approval.from_row(row), identity) for row in rows]
+    found.sort(key=lambda pair: pair[0].approval_id)
+    found.sort(key=lambda pair: pair[0].requested_at, reverse=not wanted.get("oldest_first"))
+    if len(found) <= limit:
+        return found, None
+    last = found[limit - 1][0]
+    return found[:limit], f"{last.requested_at.isoformat()}~{last.approval_id}"
+
+
+def _place(after: str) -> dict[str, str]:
+    """The approval after which a list goes on."""
+    moment, _, approval_id = after.partition("~")
+    try:
+        found = datetime.fromisoformat(moment)
+        if found.tzinfo is None:
+            raise ValueError
+        return {"requested_at": found.isoformat(), "approval_id": str(UUID(approval_id))}
+    except ValueError:
+        raise HTTPException(422, f"after={after[:80]!r} is not the `next` of a list.") from None
 
 
 def _document(approval: Approval) -> dict[str, Any]:
@@ -338,6 +378,64 @@ async def decide_approval(
         return await _problem_page(request, desk, visitor, error, approval_id, tenant)
 
 
+@router.post("/approvals/{approval_id}/allow")
+async def allow_calls(request: Request, desk: Desk, approval_id: str, tenant: str | None = None) -> Response:
+    """Make a standing rule from this call; the call itself stays as it is.
+
+    JSON: `{"args_hash": …, "max_rows": …, "hours": …, "max_uses": …}`; without `max_uses` any number of calls.
+    """
+    wants_page = _is_form(request)
+    visitor: Visitor | None = None
+    try:
+        visitor = await _program(request, desk)
+        given, form = await _given(request, desk, visitor)
+        args_hash = given.get("args_hash")
+        if not isinstance(args_hash, str) or not _HASH.fullmatch(args_hash):
+            raise HTTPException(
+                422, "Not recorded: `args_hash` must be the hash of what was shown, 16 digits or more."
+            )
+        numbers = {name: _number(given, name) for name in ("max_rows", "hours", "max_uses")}
+        max_rows, hours = numbers["max_rows"], numbers["hours"]
+        if max_rows is None or hours is None:
+            raise HTTPException(422, "Not recorded: a rule needs `max_rows` and `hours`.")
+        if form is not None and form.get("confirmed") != "yes":
+            raise HTTPException(422, "Not recorded: tick that such calls shall run without being asked for.")
+        approval, identity = await _find(desk, visitor.reviewer, approval_id, tenant)
+        rule = await make_rule(
+            desk.queue, approval.approval_id, visitor.reviewer, identity_tenant=identity.tenant_id,
+            max_rows=max_rows, max_uses=numbers["max_uses"], lasts=timedelta(hours=hours), args_hash=args_hash,
+        )  # fmt: skip
+        if wants_page:
+            return _to(
+                request, f"/approvals/{approval.approval_id}", tenant=identity.tenant_id, said="allowed"
+            )
+        return _json(
+            {
+                "rule_id": rule.rule_id,
+                "tables": [*rule.tables],
+                "max_rows": rule.max_rows,
+                "max_uses": rule.max_uses,
+                "expires_at": rule.expires_at.isoformat(),
+            }
+        )
+    except (HTTPException, LearningError) as error:
+        if not wants_page:
+            return _refusal(error)
+        return await _problem_page(request, desk, visitor, error, approval_id, tenant)
+
+
+def _number(given: Mapping[str, Any], name: str) -> int | None:
+    """A whole number that was sent, in a form or as JSON; `None` where there is none."""
+    value = given.get(name)
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip()):
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**9:
+        return value
+    raise HTTPException(422, f"Not recorded: `{name}` must be a whole number.")
+
+
 def _needs_confirming(approval: Approval) -> bool:
     return str(approval.risk) == "DESTRUCTIVE"
 
@@ -385,8 +483,10 @@ def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def _sent(request: Request, desk: ApprovalDesk, visitor: Visitor) -> Sent:
-    """The decision as it was sent, once it is certain that it comes from where it seems to."""
+async def _given(
+    request: Request, desk: ApprovalDesk, visitor: Visitor
+) -> tuple[Mapping[str, Any], Mapping[str, str] | None]:
+    """What was sent, and the form where a browser sent one, once it is certain that it comes from where it seems to."""
     body = await _body(request)
     form: Mapping[str, str] | None = None
     given: Mapping[str, Any]
@@ -403,6 +503,12 @@ async def _sent(request: Request, desk: ApprovalDesk, visitor: Visitor) -> Sent:
         raise HTTPException(415, "Send JSON, or the form of the page.")
     if visitor.session is not None:
         await _check_own(request, desk, visitor.session, form)
+    return given, form
+
+
+async def _sent(request: Request, desk: ApprovalDesk, visitor: Visitor) -> Sent:
+    """The decision as it was sent."""
+    given, form = await _given(request, desk, visitor)
     args_hash, note, dedup_key = (given.get(name) for name in ("args_hash", "note", "dedup_key"))
     arguments: Any = given.get("arguments")
     verdict = given.get("verdict")
@@ -477,24 +583,52 @@ def _schema_of(desk: ApprovalDesk, approval: Approval) -> Mapping[str, Any] | No
 
 @router.get("/approvals", response_class=HTMLResponse, include_in_schema=False)
 async def approvals_page(
-    request: Request, desk: Desk, tenant: str | None = None, said: str | None = None
+    request: Request, desk: Desk, tenant: str | None = None, said: str | None = None, after: str | None = None
 ) -> Response:
-    """What waits for a decision, and what was decided lately."""
+    """What waits for a decision, what waits longest first, and what was decided lately."""
     visitor = None
     try:
         visitor = await _visitor(request, desk)
         if visitor is None:
             return _door(request, said=said)
-        pending = await _listed(desk, visitor.reviewer, tenant, {"state": "pending"}, _LIST_MAX)
-        recent = await _listed(desk, visitor.reviewer, tenant, {"states": sorted(_STATES - {"pending"})}, 30)
+        reviewer = visitor.reviewer
+        waits = {"state": "pending", "oldest_first": True}
+        pending, more = await _listed(desk, reviewer, tenant, waits, _PAGE, after=after)
+        decided = {"states": sorted(_STATES - {"pending"})}
+        recent = [] if after else (await _listed(desk, reviewer, tenant, decided, 30))[0]
+        looked_in = [identity.tenant_id for identity in _tenants(desk, reviewer, tenant)]
+        here = {} if tenant is None else {"tenant": tenant}
         return _page(
             request, "list.html", visitor=visitor, title="Approvals", said=_SAID.get(said or ""),
-            pending=[_row(request, approval, identity, visitor) for approval, identity in reversed(pending)],
+            pending=[_row(request, approval, identity, visitor) for approval, identity in pending],
             recent=[_row(request, approval, identity, visitor) for approval, identity in recent],
-            tenant=tenant, has_tenants="*" in visitor.reviewer.tenants or len(visitor.reviewer.tenants) > 1,
+            tenant=tenant, has_tenants="*" in reviewer.tenants or len(reviewer.tenants) > 1,
+            looked_in=[visible(name) for name in looked_in],
+            elsewhere=await _elsewhere(request, desk, reviewer, looked_in), is_continued=after is not None,
+            first=f"{_root(request)}/approvals?{urlencode(here)}",
+            more=None if more is None else f"{_root(request)}/approvals?{urlencode({**here, 'after': more})}",
         )  # fmt: skip
-    except LearningError as error:
+    except (HTTPException, LearningError) as error:
         return await _problem_page(request, desk, visitor, error, None, tenant)
+
+
+async def _elsewhere(
+    request: Request, desk: ApprovalDesk, reviewer: Reviewer, looked_in: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Other tenants of this reviewer in which something waits."""
+    if "*" not in reviewer.tenants and set(reviewer.tenants) <= set(looked_in):
+        return []
+    tenants = None if "*" in reviewer.tenants else [*reviewer.tenants]
+    counts: dict[str, int] = await desk.queue.database.call("count_waiting", tenants=tenants)
+    return [
+        {
+            "href": f"{_root(request)}/approvals?{urlencode({'tenant': name})}",
+            "tenant": visible(name),
+            "count": count,
+        }
+        for name, count in sorted(counts.items())
+        if _sees(reviewer, name) and name not in looked_in
+    ]
 
 
 @router.get("/approvals/style.css", include_in_schema=False)
@@ -590,7 +724,23 @@ async def _show(
             if one.approval_id != approval.approval_id
         ],
         replaced_by=_replaced_by(request, approval, identity, together),
+        rule=_rule_form(request, desk, approval, identity, reviewer),
     )  # fmt: skip
+
+
+def _rule_form(
+    request: Request, desk: ApprovalDesk, approval: Approval, identity: Identity, reviewer: Reviewer
+) -> dict[str, Any] | None:
+    """What the form for a standing rule shows; `None` where this reviewer makes none from this call."""
+    if approval.state in {"rejected", "cancelled"} or no_rule_because(desk.queue, approval, reviewer):
+        return None
+    query = urlencode({"tenant": identity.tenant_id})
+    return {
+        "action": f"{_root(request)}/approvals/{approval.approval_id}/allow?{query}",
+        "tables": ", ".join(visible(name) for name in approval.tables) or "no table",
+        "rows": approval.rows,
+        "longest_hours": int(LONGEST.total_seconds() // 3_600),
+    }
 
 
 def _card(approval: Approval, identity: Identity) -> Card:
