@@ -457,6 +457,23 @@ def test_tools_are_listed_shown_and_retired(desk: Desk) -> None:
     assert (again.exit_code, "not retired" in again.stderr) == (1, True)
 
 
+def test_a_tool_that_was_approved_since_is_listed_so(desk: Desk) -> None:
+    desk.write_tool()
+    arguments = {"name": "vat", "version": 1, "code_hash": desk.json("tools", "list")[0]["code_hash"]}
+    asked = Approval.from_row(
+        desk.call(
+            "request_approval",
+            request=ApprovalRequest(
+                tool="create_new_tool", kind="tool_version", arguments=arguments, risk=Risk.WRITE,
+                approvers=("ada",), args_hash=binding_hash("create_new_tool", arguments, tenant_id=BOB.tenant_id),
+            ).as_json(),
+        )
+    )  # fmt: skip
+    assert desk("approvals", "approve", asked.approval_id, "--as", "ada", "--yes").exit_code == 0
+    assert [tool["state"] for tool in desk.json("tools", "list")] == ["approved"]
+    assert desk.state(asked) == "executed"
+
+
 def test_tools_that_are_not_there_are_told(desk: Desk) -> None:
     assert desk("tools", "show", "nothing").exit_code == 1
     assert desk("tools", "list", "--state", "odd").exit_code == 2

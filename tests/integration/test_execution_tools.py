@@ -477,8 +477,10 @@ def charging(
         ("DELETE FROM shop.orders WHERE id = 2", TRIGGER, "trigger shop.orders.charges"),
         (
             "UPDATE shop.products SET price = 1 WHERE id = 1",
-            ("CREATE TABLE shop.lines (p integer REFERENCES shop.products ON UPDATE CASCADE); "
-            "CREATE TRIGGER charges AFTER UPDATE ON shop.lines EXECUTE FUNCTION shop.noted()"),
+            (
+                "CREATE TABLE shop.lines (p integer REFERENCES shop.products ON UPDATE CASCADE); "
+                "CREATE TRIGGER charges AFTER UPDATE ON shop.lines EXECUTE FUNCTION shop.noted()"
+            ),
             "trigger shop.lines.charges",
         ),
     ],

@@ -148,12 +148,12 @@ async def test_the_votes_that_the_policy_demands_cannot_be_lowered_and_nobody_ca
     queue: HumanApprovalQueue,
 ) -> None:
     waiting = asyncio.create_task(
-        ask(queue, risk_level="DESTRUCTIVE", required_votes=1, approvers=["bob", "mallory", "max"])
+        ask(queue, risk_level="DESTRUCTIVE", required_votes=1, approvers=["bob", "mallory", "eve", "max"])
     )
     approval = await first_pending(queue)
     waiting.cancel()
 
-    assert (approval.required_votes, approval.approvers) == (2, ("bob",))
+    assert (approval.required_votes, set(approval.approvers)) == (2, {"bob", "eve"})
 
 
 async def test_what_is_forbidden_is_not_even_asked(queue: HumanApprovalQueue) -> None:
@@ -167,6 +167,65 @@ async def test_what_is_forbidden_is_not_even_asked(queue: HumanApprovalQueue) ->
 async def test_arguments_that_are_no_plain_values_are_refused(queue: HumanApprovalQueue) -> None:
     with pytest.raises(InvalidRequest):
         await queue.request_approval("pay", {"amount": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"action": ""}, "names the action"),
+        ({"action": None}, "names the action"),
+        ({"args": None}, "args must be an object"),
+        ({"timeout": "5"}, "timeout='5'"),
+        ({"timeout": -1}, "timeout=-1"),
+        ({"timeout": float("inf")}, "timeout=inf"),
+        ({"timeout": None}, "timeout=None"),
+    ],
+)
+async def test_what_is_no_request_is_told_in_plain_words(
+    queue: HumanApprovalQueue, wrong: dict[str, Any], said: str
+) -> None:
+    given: dict[str, Any] = {"action": "pay", "args": {}, "timeout": 1}
+    with pytest.raises(InvalidRequest, match=said):
+        await queue.request_approval(**given | wrong)
+    assert await queue.list(ADA) == []
+
+
+@pytest.mark.parametrize(
+    "of", [{"approvers": []}, {"approvers": ["boss"]}, {"risk_level": "DESTRUCTIVE", "approvers": ["bob"]}]
+)
+async def test_what_nobody_could_approve_is_refused_at_once(
+    queue: HumanApprovalQueue, of: dict[str, Any]
+) -> None:
+    async with asyncio.timeout(20):
+        answer = await ask(queue, timeout=300, **of)
+
+    assert (answer["approved"], answer["state"], answer["approval_id"]) == (False, "refused", None)
+    assert "would have to approve it" in answer["note"]
+    assert answer["log_id"] is not None
+    assert await queue.list(ADA) == []
+
+
+async def test_who_stops_while_it_is_asked_stops_asking(
+    queue: HumanApprovalQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, submit = asyncio.Event(), queue.submit
+    loop = asyncio.get_running_loop()
+
+    async def slow(*given: Any) -> Approval:
+        loop.call_soon_threadsafe(begun.set)
+        approval = await submit(*given)
+        await asyncio.sleep(0.3)
+        return approval
+
+    monkeypatch.setattr(queue, "submit", slow)
+    waiting = asyncio.create_task(ask(queue))
+    await begun.wait()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+    approval = await first_pending(queue)
+    assert (await queue.wait(approval.approval_id, ADA, 30)).state == "cancelled"
 
 
 async def test_who_stops_waiting_stops_asking(queue: HumanApprovalQueue) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from langgraph.errors import GraphInterrupt
 
 from agent import ConfigurationError, Identity, listening
 from agent.approval.records import Approval
@@ -94,12 +95,14 @@ def test_a_write_waits_for_a_yes_and_runs_once(executor: SafeExecutor, deeds: De
 
 def test_a_no_and_silence_run_nothing(executor: SafeExecutor, deeds: Deeds) -> None:
     future, asked = begin(executor, "delete", {"user_id": 7})
-    decide(executor, asked, "reject", note="never mind")
+    decide(executor, asked, "reject", note='never "mind" n')
     rejected = future.result(30)
     expired = run(executor, "delete", {"user_id": 8}, timeout=0)
 
-    assert (rejected.status, rejected.note) == ("rejected", "never mind")
-    assert "never mind" in rejected.text
+    assert (rejected.status, rejected.note) == ("rejected", 'never "mind" n')
+    assert rejected.text.endswith(
+        'They said: "never \\"mind\\" n". Do not try it again unless the user asks.'
+    )
     assert expired.status == "expired"
     assert deeds.done == []
     assert [one.state for one in approvals(executor)] == ["rejected", "expired"]
@@ -354,6 +357,41 @@ def test_arguments_that_the_log_cannot_keep_are_refused(make: MakeExecutor) -> N
     result = run(make(registry=ToolRegistry([tool])), "n", {"name": "a\0b"})
     assert result.status == "refused"
     assert "NUL" in (result.error or "")
+
+
+def test_the_reason_of_a_call_reaches_its_tool(make: MakeExecutor) -> None:
+    heard = []
+
+    class Nothing(ToolArguments):
+        pass
+
+    async def work(_arguments: Any, context: CallContext) -> ToolOutcome:
+        heard.append(context.reason)
+        return ToolOutcome(value=1)
+
+    kinds = ((f"at_{risk}", risk) for risk in (Risk.READ, Risk.WRITE))
+    tools = [
+        ToolSpec(name=name, description="Hear.", arguments=Nothing, risk=risk, run=work)
+        for name, risk in kinds
+    ]
+    rule = '[[rule]]\ntool = "at_WRITE"\nrisk = "WRITE"\ndecision = "allow"\n'
+    executor = make(rule, registry=ToolRegistry(tools))
+    for risk in ("READ", "WRITE"):
+        assert run(executor, f"at_{risk}", {}, reason="it was asked for").ok
+    assert heard == ["it was asked for"] * 2
+
+
+def test_a_tool_that_pauses_in_its_work_may_have_done_some_of_it(make: MakeExecutor) -> None:
+    executor = failing(make, GraphInterrupt(()))
+    with pytest.raises(GraphInterrupt):
+        run(executor, "fail", {})
+    assert [row["state"] for row in log_of(executor)] == ["unknown"]
+
+
+@pytest.mark.parametrize("wrong", [{"database": "x"}, {"settings": "x"}])
+def test_what_is_no_database_is_told_at_once(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="it is str"):
+        SafeExecutor(**wrong)
 
 
 def test_the_words_of_an_error_are_fenced_as_data(make: MakeExecutor) -> None:

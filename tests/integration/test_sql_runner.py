@@ -442,13 +442,19 @@ def test_the_password_of_a_login_is_not_what_the_server_is_told(store: Shop) -> 
     "change",
     [
         "ALTER TABLE shop.orders DISABLE ROW LEVEL SECURITY",
-        ("DO $$ DECLARE p name; BEGIN FOR p IN SELECT polname FROM pg_policy WHERE NOT polpermissive LOOP "
-        "EXECUTE format('DROP POLICY %I ON shop.orders', p); END LOOP; END $$"),
-        ("DO $$ DECLARE p name; BEGIN FOR p IN SELECT polname FROM pg_policy WHERE NOT polpermissive LOOP "
-        "EXECUTE format('ALTER POLICY %I ON shop.orders USING (true)', p); END LOOP; END $$"),
-        ("DO $$ DECLARE p name; BEGIN FOR p IN SELECT polname FROM pg_policy WHERE NOT polpermissive LOOP "
-        "EXECUTE format('ALTER POLICY %I ON shop.orders WITH CHECK (tenant_id = tenant_id OR tenant_id = "
-        "(SELECT agent_private.sql_tenant()))', p); END LOOP; END $$"),
+        (
+            "DO $$ DECLARE p name; BEGIN FOR p IN SELECT polname FROM pg_policy WHERE NOT polpermissive LOOP "
+            "EXECUTE format('DROP POLICY %I ON shop.orders', p); END LOOP; END $$"
+        ),
+        (
+            "DO $$ DECLARE p name; BEGIN FOR p IN SELECT polname FROM pg_policy WHERE NOT polpermissive LOOP "
+            "EXECUTE format('ALTER POLICY %I ON shop.orders USING (true)', p); END LOOP; END $$"
+        ),
+        (
+            "DO $$ DECLARE p name; BEGIN FOR p IN SELECT polname FROM pg_policy WHERE NOT polpermissive LOOP "
+            "EXECUTE format('ALTER POLICY %I ON shop.orders WITH CHECK (tenant_id = tenant_id OR tenant_id = "
+            "(SELECT agent_private.sql_tenant()))', p); END LOOP; END $$"
+        ),
     ],
 )
 async def test_a_table_that_no_longer_keeps_tenants_apart_is_noticed_at_the_next_statement(
@@ -624,8 +630,10 @@ async def undone(store: Shop, log: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        ("UPDATE shop.kinds SET many = 1, raw = '1', doc = '1', list = '{}', moment = NULL, bits = NULL, wide = 'x' "
-        "WHERE id IN (1, 2)"),
+        (
+            "UPDATE shop.kinds SET many = 1, raw = '1', doc = '1', list = '{}', moment = NULL, bits = NULL, wide = 'x' "
+            "WHERE id IN (1, 2)"
+        ),
         "DELETE FROM shop.kinds WHERE id IN (1, 2)",
         "DELETE FROM shop.kept WHERE id = 1",  # a table where nothing may be updated
         "UPDATE shop.wide SET c1 = 0, c70 = 0 WHERE id = 1",  # more columns than a function takes arguments

@@ -18,7 +18,7 @@ from agent.approval.policy_file import PolicyFile, parse_policy
 from agent.approval.records import Approval
 from agent.approval.risk import Risk
 from agent.database.postgres import PostgresDatabase
-from agent.errors import ConflictError, InvalidRequest, NotFound, Refused
+from agent.errors import ConflictError, DatabaseUnavailable, InvalidRequest, NotFound, Refused
 from agent.events import Event, listening
 from agent.execution.safe_executor import SafeExecutor
 from agent.execution.tool_definition import ToolVersion
@@ -213,6 +213,54 @@ async def test_a_rejected_draft_never_runs_and_is_not_asked_for_again(world: Wor
     draft = await world.library.create(*given)
     await world.decide(draft.approval_id, "reject")
     assert await world.library.tools(CAROL) == []
+    with pytest.raises(Refused, match="ada"):
+        await world.library.create(*given)
+    assert await world.queue.get_pending_approvals(CAROL) == []
+
+
+async def test_an_approved_draft_runs_and_is_listed_though_no_agent_has_run_since(world: World) -> None:
+    for name in ("add_up", "sum_up"):
+        draft = await world.library.create(
+            name, "Adds two numbers.", ADD, ADD_PARAMETERS, [{"arguments": {"a": 1}}], CAROL
+        )
+        await world.decide(draft.approval_id)
+    assert (await world.library.run("add_up", {"a": 1}, CAROL)).value == 2
+    assert {version.state for version in await world.library.versions(CAROL)} == {"approved"}
+
+
+async def test_the_yes_to_a_tool_does_not_expire(learning_database: ThrowawayDatabase) -> None:
+    database = PostgresDatabase(learning_database.url)
+    policy = parse_policy(POLICY + b"[approval]\nwrite_ttl_seconds = 3\n")
+    world = World(learning_database.settings, database, policy)
+    try:
+        drafts = [
+            await world.library.create(
+                name, "Adds two numbers.", ADD, ADD_PARAMETERS, [{"arguments": {"a": 1}}], CAROL
+            )
+            for name in ("add_up", "sum_up")
+        ]
+        await world.decide(drafts[0].approval_id)
+        await asyncio.sleep(3.1)
+        for _ in range(2):  # by the clock alone, and after what tends
+            told = {each.approval_id: each.state for each in await world.queue.list(CAROL)}
+            assert told == {drafts[0].approval_id: "approved", drafts[1].approval_id: "expired"}
+            (approved,) = await world.queue.list(CAROL, state="approved")
+            (expired,) = await world.queue.list(CAROL, state="expired")
+            assert (approved.approval_id, expired.approval_id) == tuple(one.approval_id for one in drafts)
+            await database.call("tend_approvals", executing_seconds=900)
+        assert (await world.library.run("add_up", {"a": 1}, CAROL)).value == 2
+    finally:
+        await world.sandbox.close()
+        await database.close()
+
+
+async def test_a_no_after_a_question_that_was_withdrawn_is_a_no_too(world: World) -> None:
+    given = ("add_up", "Adds two numbers.", ADD, ADD_PARAMETERS, [{"arguments": {"a": 1}}], CAROL)
+    first = await world.library.create(*given)
+    await world.queue.cancel(str(first.approval_id), CAROL)
+    second, third = await world.library.create(*given), await world.library.create(*given)
+    assert second.approval_id == third.approval_id != first.approval_id
+    await world.decide(second.approval_id, "reject")
     with pytest.raises(Refused, match="ada"):
         await world.library.create(*given)
     assert await world.queue.get_pending_approvals(CAROL) == []
@@ -572,6 +620,58 @@ async def test_a_run_that_was_halted_while_it_waited_goes_on_when_the_halt_is_ov
     assert world.changes == []
     await world.database.call("resume_executions", CAROL, halt_id=halt["halt_id"], resumed_by="ada")
     assert (await world.library.resume(str(run.approval_id), CAROL)).value == "2 rows, changed"
+
+
+@pytest.mark.parametrize("ends", [DatabaseUnavailable("away"), asyncio.CancelledError()])
+async def test_a_paused_run_whose_resume_breaks_off_can_be_resumed_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, ends: BaseException
+) -> None:
+    await world.make("change_all", CHANGE, TABLE, CHANGE_EXAMPLE)
+    run = await world.library.run("change_all", {"table": "orders"}, CAROL)
+    assert f"agent tools resume {run.approval_id}" in run.text
+    await world.decide(run.approval_id)
+
+    async def broken(*_given: Any) -> None:
+        raise ends
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.executor, "run_approved", broken)
+        with pytest.raises(type(ends)):
+            await world.library.resume(str(run.approval_id), CAROL)
+    assert (await world.library.resume(str(run.approval_id), CAROL)).value == "2 rows, changed"
+    assert len(world.changes) == 1
+
+
+async def test_a_resume_that_is_cancelled_while_it_takes_the_run_gives_it_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.make("change_all", CHANGE, TABLE, CHANGE_EXAMPLE)
+    run = await world.library.run("change_all", {"table": "orders"}, CAROL)
+    await world.decide(run.approval_id)
+    taken, call = asyncio.Event(), world.database.call
+
+    async def slow(function: str, *given: Any, **named: Any) -> Any:
+        answer = await call(function, *given, **named)
+        if function == "take_continuation":
+            taken.set()
+            await asyncio.sleep(0.2)
+        return answer
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.database, "call", slow)
+        resuming = asyncio.create_task(world.library.resume(str(run.approval_id), CAROL))
+        await taken.wait()
+        resuming.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await resuming
+    assert (await world.library.resume(str(run.approval_id), CAROL)).value == "2 rows, changed"
+
+
+async def test_arguments_that_are_none_are_refused(world: World) -> None:
+    await world.make("add_up", ADD, ADD_PARAMETERS, {"arguments": {"a": 1}})
+    run = await world.library.run("add_up", None, CAROL)  # type: ignore[arg-type]
+    assert run.status == "refused"
+    assert "object of arguments" in str(run.error)
 
 
 async def test_code_that_was_retired_is_not_taken_again(world: World) -> None:

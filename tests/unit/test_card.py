@@ -242,6 +242,13 @@ def test_the_result_tells_rows_and_error() -> None:
     assert "log entry 5" in result_text(done, None)
 
 
+def test_a_yes_that_nobody_took_up_is_not_told_as_too_few_votes() -> None:
+    late = approval(state="expired", required_votes=1, decided_by=["ada"])
+
+    assert "Approved, but not taken up in time" in result_text(late, None)
+    assert "without enough votes" in result_text(approval(state="expired"), None)
+
+
 # --- Slack ------------------------------------------------------------------------------------------------------
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
@@ -30,6 +32,7 @@ from agent.portal import portal
 from agent.settings import Settings, current_settings
 
 Approvals: TypeAlias = list[Approval]
+Approvers: TypeAlias = list[str]
 Reassess: TypeAlias = Callable[[Approval, dict[str, Any]], Awaitable[ApprovalRequest]]
 SchemaOf: TypeAlias = Callable[[Approval], Mapping[str, Any] | None]
 
@@ -109,19 +112,34 @@ class HumanApprovalQueue:
 
         Returns:
             `{approved, state, decided_by, approval_id, arguments, note, log_id}`. `state` is `unavailable` where the
-            database went away while waiting, and then the answer is no too.
+            database went away while waiting, and then the answer is no too. It is `refused` at once where fewer people
+            may approve it than would have to; `note` says so, and `approval_id` is `None`.
 
         Raises:
-            InvalidRequest: the risk is FORBIDDEN or unknown, or the arguments are no plain values.
+            InvalidRequest: the risk is FORBIDDEN or unknown, the action has no name, the arguments are no plain values,
+                or the time-out is none.
             DatabaseUnavailable: nothing could be asked.
         """
         risk = risk_level if isinstance(risk_level, Risk) else Risk.of(risk_level)
         if risk is Risk.FORBIDDEN:
             raise InvalidRequest(f"{action!r} is FORBIDDEN: nobody can approve it")
+        if not isinstance(action, str) or not action.strip():
+            raise InvalidRequest(f"action={action!r} must be a text that names the action for people")
+        if not isinstance(args, Mapping):
+            raise InvalidRequest(
+                f"{action!r}: args must be an object of plain values ({{}} for none), not {type(args).__name__}"
+            )
+        if not isinstance(timeout, int | float | timedelta) or isinstance(timeout, bool):
+            raise InvalidRequest(f"timeout={timeout!r} must be a number of seconds or a timedelta")
         seconds = _seconds(timeout)
+        if not (math.isfinite(seconds) and seconds >= 0):
+            raise InvalidRequest(f"timeout={timeout!r} must be 0 seconds or more, and finite")
         who = identity or Identity(tenant_id=self.settings.tenant)
         allowed = self.policy.reviewers.allowed(who.tenant_id, risk)
+        asked_of = tuple(allowed if approvers is None else [name for name in approvers if name in allowed])
         votes = max(required_votes or 1, self.policy.approval.votes(risk))
+        if len(able := self._able(asked_of, who)) < votes:
+            return await self._asked_nobody(action, args, risk, who, able=len(able), votes=votes)
         lives = max(seconds, 1.0)
         request = ApprovalRequest(
             tool=action,
@@ -134,21 +152,66 @@ class HumanApprovalQueue:
                 policy_version=self.policy.version,
             ),
             risk=risk,
-            approvers=tuple(
-                allowed if approvers is None else [name for name in approvers if name in allowed]
-            ),
+            approvers=asked_of,
             required_votes=votes,
             reason=reason,
             expires_in_seconds=lives,
             escalate_in_seconds=lives / 3,
         )
-        asked = await self.submit(request, who)
+        asking = portal().submit(self.submit(request, who))
+        try:
+            asked = await asyncio.shield(asyncio.wrap_future(asking))
+        except asyncio.CancelledError:  # what is asked by now must not go on asking
+            asking.add_done_callback(lambda done: self._forsake_asked(done, who))
+            raise
         try:
             return await self._answer(asked, who, time.monotonic() + seconds)
         except asyncio.CancelledError:
             # Nobody waits any more; the row must not go on asking.
             portal().submit(self._forsake(asked.approval_id, who))
             raise
+
+    def _able(self, approvers: Iterable[str], identity: Identity) -> Approvers:
+        """Those of them who can vote: nobody decides on what they asked for themselves."""
+        known = {name: self.policy.reviewers.by_name(name) for name in dict.fromkeys(approvers)}
+        return [name for name, one in known.items() if one is not None and not one.is_user(identity.user_id)]
+
+    async def _asked_nobody(
+        self, action: str, args: Mapping[str, Any], risk: Risk, identity: Identity, *, able: int, votes: int
+    ) -> dict[str, Any]:
+        """The answer to what nobody could ever approve: entered as refused."""
+        people = f"{votes} {'person' if votes == 1 else 'people'}"
+        why = f"{people} would have to approve it, and {able or 'nobody'} of those whom the policy file names may"
+        binding_hash(action, args, tenant_id=identity.tenant_id)  # plain values only, here as well
+        entry = {
+            "state": "refused",
+            "approval_id": None,
+            "tool": action[:200],
+            "tool_version": "1",
+            "risk": str(risk),
+            "decision": "refused",
+            "arguments_shown": dict(args),
+            "arguments_run": None,
+            "error": why,
+        }
+        logged = await self.database.call("record_execution", identity, entry=entry)
+        emit(
+            "tool_call_refused",
+            tool=action[:200],
+            risk=str(risk),
+            status="refused",
+            log_id=str(logged["log_id"]),
+            **identity.as_json(),
+        )
+        return {
+            "approved": False,
+            "state": "refused",
+            "decided_by": [],
+            "approval_id": None,
+            "arguments": dict(args),
+            "note": why,
+            "log_id": str(logged["log_id"]),
+        }
 
     async def _answer(self, approval: Approval, identity: Identity, deadline: float) -> dict[str, Any]:
         try:
@@ -179,6 +242,10 @@ class HumanApprovalQueue:
             emit("approval_wait_unavailable", approval_id=approval.approval_id, reason=str(error))
             return _told(approval, approved=False) | {"state": "unavailable", "decided_by": []}
         return _told(approval, approved=True) | {"log_id": ended["log_id"]}
+
+    def _forsake_asked(self, asked: Future[Approval], identity: Identity) -> None:
+        if not asked.cancelled() and asked.exception() is None:
+            portal().submit(self._forsake(asked.result().approval_id, identity))
 
     async def _forsake(self, approval_id: str, identity: Identity) -> None:
         with contextlib.suppress(LearningError):  # the clock will expire it

@@ -31,7 +31,9 @@ from agent.commands.output import (
 )
 
 if TYPE_CHECKING:
+    from agent.database.protocol import Database
     from agent.execution.tool_running import ToolRun
+    from agent.identity import Identity
 
 app = typer.Typer(help="Tools that agents wrote: list, show, retire, resume.", no_args_is_help=True)
 
@@ -53,6 +55,7 @@ def list_(
 
     async def read() -> list[dict[str, Any]]:
         async with opened_database() as database:
+            await _activate_approved(database, tenant_identity(tenant))
             found: list[dict[str, Any]] = await database.call(
                 "list_tools", tenant_identity(tenant), wanted={} if state is None else {"state": state}
             )
@@ -103,6 +106,7 @@ def show(
 
     async def read() -> dict[str, Any] | None:
         async with opened_database() as database:
+            await _activate_approved(database, identity)
             found: dict[str, Any] | None = await database.call(
                 "get_tool", identity, tool_name=name, version=version
             )
@@ -158,6 +162,18 @@ def retire(
         say_json({"retired": retired})
     else:
         say(f"Retired: {which}.")
+
+
+async def _activate_approved(database: Database, identity: Identity) -> None:
+    """Let run what people have approved since an agent ran last."""
+    from agent.approval.human_approval import HumanApprovalQueue
+    from agent.execution.safe_executor import SafeExecutor
+
+    executor = SafeExecutor(database, settings(), queue=HumanApprovalQueue(database, settings()))
+    try:
+        await executor.library.activate_approved(identity)
+    finally:
+        await executor.aclose()
 
 
 @app.command(epilog=EXIT_CODES)

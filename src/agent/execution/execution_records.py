@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from agent.approval.binding import shown
 from agent.approval.records import Approval
 from agent.approval.risk import Risk
 from agent.errors import DatabaseUnavailable, LearningError
 from agent.execution.execution_policy import Decision
-from agent.execution.result_text import fenced
+from agent.execution.result_text import fenced, inert
 from agent.execution.tool_registry import ToolOutcome
 from agent.identity import Identity
 
@@ -92,6 +91,8 @@ class Permit:
     identity: Identity
     approval: Approval | None = None
     ticket: str | None = None
+    reason: str = ""
+    """What the model says the call is for: a claim."""
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -154,7 +155,11 @@ def not_approved(approval: Approval) -> ExecutionResult:
             f"it was run already and is {approval.state}; an approval is good for one run",
         )
     by = f" by {', '.join(approval.decided_by)}" if approval.decided_by and status == "rejected" else ""
-    note = f" They said: {shown(approval.note)}" if approval.note and status == "rejected" else ""
+    note = (
+        f" They said: {json.dumps(inert(approval.note), ensure_ascii=False)}."
+        if approval.note and status == "rejected"
+        else ""
+    )
     return ExecutionResult(
         status=status,
         tool=approval.tool,

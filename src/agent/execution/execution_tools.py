@@ -132,7 +132,6 @@ def default_tools(executor: SafeExecutor) -> list[ToolSpec]:
             risk=sql.appraise_text,
             run=sql.run_text,
             target="sql",
-            rights=("database",),
         ),
         ToolSpec(
             name="query_data",
@@ -141,7 +140,6 @@ def default_tools(executor: SafeExecutor) -> list[ToolSpec]:
             risk=sql.appraise_query,
             run=sql.run_query,
             target="sql",
-            rights=("database",),
         ),
         ToolSpec(
             name="update_client_status",
@@ -152,7 +150,6 @@ def default_tools(executor: SafeExecutor) -> list[ToolSpec]:
             risk=sql.appraise_update,
             run=sql.run_update,
             target="sql",
-            rights=("database",),
         ),
         ToolSpec(
             name="send_email",
@@ -160,7 +157,6 @@ def default_tools(executor: SafeExecutor) -> list[ToolSpec]:
             arguments=MailArguments,
             risk=mail.appraise,
             run=mail.run,
-            rights=("mail",),
         ),
         ToolSpec(
             name=CREATE_NEW_TOOL,
@@ -171,7 +167,6 @@ def default_tools(executor: SafeExecutor) -> list[ToolSpec]:
             arguments=NewToolArguments,
             risk=_appraise_new_tool,
             run=_NewTool(executor).run,
-            rights=("sandbox",),
             for_agent_tools=False,
         ),
     ]

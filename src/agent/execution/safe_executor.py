@@ -19,7 +19,14 @@ from agent.approval.binding import binding_hash, canonical_json, shown
 from agent.approval.records import Approval, ApprovalRequest
 from agent.approval.risk import Risk
 from agent.database.opening import open_database
-from agent.errors import ConflictError, DatabaseUnavailable, InvalidRequest, LearningError, Refused
+from agent.errors import (
+    ConfigurationError,
+    ConflictError,
+    DatabaseUnavailable,
+    InvalidRequest,
+    LearningError,
+    Refused,
+)
 from agent.events import emit
 from agent.execution.execution_policy import rule_on, stricter
 from agent.execution.execution_records import (
@@ -73,6 +80,15 @@ class SafeExecutor:
         queue: HumanApprovalQueue | None = None,
         registry: ToolRegistry | None = None,
     ) -> None:
+        if database is not None and not callable(getattr(database, "call", None)):
+            raise ConfigurationError(
+                f"SafeExecutor: database must be an open Database, such as `open_database()` gives, or None; "
+                f"it is {type(database).__name__}"
+            )
+        if settings is not None and not isinstance(settings, Settings):
+            raise ConfigurationError(
+                f"SafeExecutor: settings must be Settings or None; it is {type(settings).__name__}"
+            )
         self._given_database = database
         self._given_settings = settings
         self._given_policy = policy
@@ -256,7 +272,7 @@ class SafeExecutor:
             return await self.turn_down(found, who, status, found.why)
         try:
             if found.decision == "allow" and found.risk is Risk.READ and approval_id is None:
-                return await self.run(await self.admit(found, who))
+                return await self.run(await self.admit(found, who, reason=reason))
             seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else float(timeout)
             if approval_id is None:
                 asking = portal().submit(
@@ -577,7 +593,9 @@ class SafeExecutor:
             raise Refused(found.why)
         return replace(found, risk=approved)
 
-    async def admit(self, found: Assessment, identity: Identity, approval: Approval | None = None) -> Permit:
+    async def admit(
+        self, found: Assessment, identity: Identity, approval: Approval | None = None, *, reason: str = ""
+    ) -> Permit:
         """The right to run this call once: counted where nothing was asked, claimed where something was.
 
         Raises:
@@ -588,7 +606,7 @@ class SafeExecutor:
             if found.decision != "allow" or found.risk is not Risk.READ:
                 raise Refused(f"{found.tool} is {found.risk}: it runs with an approval only")
             await self._reserve(found, identity)
-            return Permit(assessment=found, identity=identity)
+            return Permit(assessment=found, identity=identity, reason=reason)
         if (approval.tool, approval.args_hash) != (found.tool, found.args_hash):
             raise Refused("the approval is for another call")
         claimed = await self.queue.claim(
@@ -596,7 +614,13 @@ class SafeExecutor:
         )
         if not claimed.get("claimed"):
             raise Refused(f"{claimed.get('why')}; an approval is good for one run")
-        return Permit(assessment=found, identity=identity, approval=approval, ticket=str(claimed["ticket"]))
+        return Permit(
+            assessment=found,
+            identity=identity,
+            approval=approval,
+            ticket=str(claimed["ticket"]),
+            reason=approval.reason,
+        )
 
     async def run(self, permit: Permit) -> ExecutionResult:
         """Run a registered tool with a permit, and enter it in the log."""
@@ -610,6 +634,7 @@ class SafeExecutor:
             tainted=found.tainted,
             thread_id=found.thread_id,
             tool_call_id=found.tool_call_id,
+            reason=permit.reason,
             bounds=found.bounds,
             ticket=permit.ticket,
             entry=permit.entry,
@@ -617,7 +642,9 @@ class SafeExecutor:
         try:
             outcome = await spec.run(checked, context)
         except GraphBubbleUp:
-            await self.settle(permit, ToolOutcome(error="the tool paused in the middle of its work"))
+            await self.settle(
+                permit, ToolOutcome(error="the tool paused in the middle of its work", unsure=True)
+            )
             raise
         except asyncio.CancelledError:
             await asyncio.shield(

@@ -269,7 +269,12 @@ class ToolLibrary:
                 continue
             try:
                 count += await self.activate(approval, identity)
-            except (InvalidRequest, Refused, ConflictError, NotFound) as error:  # this one cannot be; the others can
+            except (
+                InvalidRequest,
+                Refused,
+                ConflictError,
+                NotFound,
+            ) as error:  # this one cannot be; the others can
                 emit("tool_version_refused", approval_id=approval.approval_id, reason=str(error))
         return count
 

@@ -107,12 +107,8 @@ class ToolSpec:
     """Part of what is approved: change it with what the tool does."""
     target: str = ""
     """What it works on, such as a database; part of what is approved."""
-    rights: Sequence[str] = ()
-    """What it needs, as shown to people: `database`, `network`, `mail`."""
     per_hour: int | None = None
     """Calls by one tenant in an hour; `None`: no limit of its own. A rule of the policy may set a lower one."""
-    idempotent: bool = False
-    """Whether a call that failed may be made again without asking."""
     kind: Literal["execution", "action"] = "execution"
     untrusted: bool = False
     """Whether its results hold text of strangers, after which the run is treated one level stricter."""

@@ -93,8 +93,10 @@ class _Progress:
 
 
 class ToolRunner:
-    """Runs approved versions, and nothing that differs from what was approved. Arguments as of `ToolLibrary`; `activate` lets the
-    versions of a tool run whose approvals were given meanwhile."""
+    """Runs approved versions, and nothing that differs from what was approved. Arguments as of `ToolLibrary`.
+
+    `activate` lets the versions of a tool run whose approvals were given meanwhile.
+    """
 
     def __init__(
         self,
@@ -188,7 +190,7 @@ class ToolRunner:
         first, last = await self._ends_of(approval_id, identity)
         if last.is_open:
             raise ConflictError(f"approval {last.approval_id} is not decided yet; wait for it and try again")
-        kept = await self._database.call("take_continuation", identity, the_approval_id=first.approval_id)
+        kept = await self._taken(first.approval_id, identity)
         if kept is None:
             raise NotFound(f"no run waits for approval {approval_id}, or another process has gone on with it")
         try:
@@ -353,8 +355,21 @@ class ToolRunner:
         )
         await self._keep(snapshot.approval_id, progress.identity, payload, mac)
 
+    async def _taken(self, approval_id: str, identity: Identity) -> Mapping[str, Any] | None:
+        taking = asyncio.ensure_future(
+            self._database.call("take_continuation", identity, the_approval_id=approval_id)
+        )
+        try:
+            kept: Mapping[str, Any] | None = await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            with suppress(LearningError):
+                if (kept := await taking) is not None:
+                    await self._put_back(approval_id, identity, kept)
+            raise
+        return kept
+
     async def _put_back(self, approval_id: str, identity: Identity, kept: Mapping[str, Any]) -> None:
-        """Keep again what was taken and did not go on. Its call runs once all the same: its approval is claimed once."""
+        """Keep again what was taken and did not go on. Its call still runs once: the approval is claimed once."""
         for attempt in range(_PUT_BACK_ATTEMPTS):
             try:
                 await self._keep(approval_id, identity, kept["payload"], kept["mac"])
