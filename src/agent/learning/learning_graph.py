@@ -155,8 +155,9 @@ class _Steps:
 
     async def aload_knowledge(self, state: dict[str, Any], config: RunnableConfig) -> dict[str, Any]:
         """The async form of `load_knowledge`."""
-        await self.machine.ready_seal()
         opened = self._open(state, config)
+        if opened is not None:
+            await self.machine.ready_seal()
         if opened is None or opened[0].nested:
             return self._not_own(opened)
         known = await portal().run(with_knowledge(self.machine, *opened))
@@ -195,7 +196,7 @@ class _Steps:
         self, state: dict[str, Any], config: RunnableConfig, invoke: Callable[..., Any]
     ) -> dict[str, Any]:
         """Run the graph with what is known."""
-        run = OpenRun.from_state(state, self.machine.seal)
+        run = self.machine.run_of(state)
         given = self._given(state, run)
         if run is None:
             return self._changes(state, invoke(given, config, output_keys=self._keys))
@@ -211,8 +212,7 @@ class _Steps:
         self, state: dict[str, Any], config: RunnableConfig, invoke: Callable[..., Awaitable[Any]]
     ) -> dict[str, Any]:
         """The async form of `execute`."""
-        await self.machine.ready_seal()
-        run = OpenRun.from_state(state, self.machine.seal)
+        run = await self.machine.arun_of(state)
         given = self._given(state, run)
         if run is None:
             return self._changes(state, await invoke(given, config, output_keys=self._keys))
@@ -272,14 +272,13 @@ class _Steps:
 
     def learn(self, state: dict[str, Any]) -> dict[str, Any] | None:
         """Record the finished run; a worker learns from it later."""
-        if (ended := self._ended(state)) is not None:
+        if (ended := self._ended(state, self.machine.run_of(state))) is not None:
             self.machine.finish(*ended)
         return self._left(state)
 
     async def alearn(self, state: dict[str, Any]) -> dict[str, Any] | None:
         """The async form of `learn`."""
-        await self.machine.ready_seal()
-        if (ended := self._ended(state)) is not None:
+        if (ended := self._ended(state, await self.machine.arun_of(state))) is not None:
             await self.machine.afinish(*ended)
         return self._left(state)
 
@@ -290,8 +289,7 @@ class _Steps:
         kept = state.get("learning_run") or {}
         return {"learning_run": {**kept, "left": [_digest(text) for text in self._texts(state)]}}
 
-    def _ended(self, state: Mapping[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-        run = OpenRun.from_state(state, self.machine.seal)
+    def _ended(self, state: Mapping[str, Any], run: OpenRun | None) -> tuple[Any, dict[str, Any]] | None:
         if run is None or run.nested:
             return None
         return run.identity, run_as_json(run, "completed", self._messages(state, run, ended=True))

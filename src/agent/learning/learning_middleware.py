@@ -89,8 +89,9 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
     async def abefore_agent(  # type: ignore[override]  # LangGraph injects the third argument
         self, state: LearningState, runtime: Any, config: RunnableConfig
     ) -> dict[str, Any]:
-        await self.machine.ready_seal()
         opened = open_run(self.machine, state["messages"], config, runtime)
+        if opened is not None:
+            await self.machine.ready_seal()
         if opened is None or opened[0].nested:
             return self._not_own(opened)
         run, started = opened
@@ -110,7 +111,7 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any]:
-        run = self._run(request.state)
+        run = self.machine.run_of(request.state)
         trace = self._trace(run, request.state)
         response = handler(_informed(request, run))
         _saw(trace, response)
@@ -121,8 +122,7 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ModelResponse[Any]:
-        await self.machine.ready_seal()
-        run = self._run(request.state)
+        run = await self.machine.arun_of(request.state)
         trace = self._trace(run, request.state)
         response = await handler(_informed(request, run))
         _saw(trace, response)
@@ -131,7 +131,7 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
     def wrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolMessage | Command[Any]]
     ) -> ToolMessage | Command[Any]:
-        run = self._run(request.state)
+        run = self.machine.run_of(request.state)
         if run is None:
             return handler(request)
         trace = self._trace(run, request.state)
@@ -145,8 +145,7 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
         request: ToolCallRequest,
         handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]],
     ) -> ToolMessage | Command[Any]:
-        await self.machine.ready_seal()
-        run = self._run(request.state)
+        run = await self.machine.arun_of(request.state)
         if run is None:
             return await handler(request)
         trace = self._trace(run, request.state)
@@ -154,10 +153,6 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
             result = await handler(request)
         _saw(trace, result)
         return result
-
-    def _run(self, state: Any) -> OpenRun | None:
-        """The run in a state, or `None` for nobody."""
-        return OpenRun.from_state(state, self.machine.seal)
 
     def _trace(self, run: OpenRun | None, state: Any) -> Trace | None:
         """The open trace of a run that is this agent's to record, opened again where it was resumed elsewhere."""
@@ -170,16 +165,14 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
     # After the run
 
     def after_agent(self, state: LearningState, runtime: Any) -> None:
-        if (ended := self._ended(state)) is not None:
+        if (ended := self._ended(state, self.machine.run_of(state))) is not None:
             self.machine.finish(*ended)
 
     async def aafter_agent(self, state: LearningState, runtime: Any) -> None:
-        await self.machine.ready_seal()
-        if (ended := self._ended(state)) is not None:
+        if (ended := self._ended(state, await self.machine.arun_of(state))) is not None:
             await self.machine.afinish(*ended)
 
-    def _ended(self, state: LearningState) -> tuple[Any, dict[str, Any]] | None:
-        run = self._run(state)
+    def _ended(self, state: LearningState, run: OpenRun | None) -> tuple[Any, dict[str, Any]] | None:
         if run is None or run.nested:
             return None
         present = messages_of_run(state["messages"], run)

@@ -30,7 +30,7 @@ from agent.learning.in_process_worker import shared_worker
 from agent.learning.learner import Learner
 from agent.learning.recorder import Recorder
 from agent.learning.run_identity import resolve_identity
-from agent.learning.run_record import OpenRun
+from agent.learning.run_record import OpenRun, kept_in
 from agent.learning.run_seal import RunSeal
 from agent.learning.run_watch import ambient_run
 from agent.portal import forget_in_forked_child, portal
@@ -176,6 +176,16 @@ class LearningMachine:
             self._seal = RunSeal(secret, self._own_seal)
         return self._seal
 
+    def run_of(self, state: Any) -> OpenRun | None:
+        """The run in a graph's state; `None` for nobody's, and for one that we did not seal."""
+        return OpenRun.from_state(state, self.seal) if kept_in(state) else None
+
+    async def arun_of(self, state: Any) -> OpenRun | None:
+        """The async form of `run_of`."""
+        if kept_in(state):
+            await self.ready_seal()
+        return self.run_of(state)
+
     async def ready_seal(self) -> None:
         """Let `seal` be that of all processes on this database, where the database can be asked."""
         if self._seal is None:
@@ -264,8 +274,7 @@ class LearningMachine:
 
     async def _write_by_tool(self, runtime: Any, learnings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Write what an agent's tool says, as evidence of its own call; return the receipts."""
-        await self.ready_seal()
-        run = OpenRun.from_state(getattr(runtime, "state", None), self.seal)
+        run = await self.arun_of(getattr(runtime, "state", None))
         config: RunnableConfig = getattr(runtime, "config", None) or RunnableConfig()
         ambient = ambient_run.get()
         if run is not None:

@@ -85,9 +85,7 @@ class OpenRun:
     @classmethod
     def from_state(cls, state: Any, seal: RunSeal) -> OpenRun | None:
         """The run that a graph's state holds; `None` for nobody's, and for one that we did not seal."""
-        kept = (
-            state.get("learning_run") if isinstance(state, Mapping) else getattr(state, "learning_run", None)
-        )
+        kept = kept_in(state)
         if not kept:
             return None
         if not seal.holds(kept):
@@ -106,6 +104,11 @@ class OpenRun:
             exposures=tuple(kept.get("exposures", ())),
             nested=bool(kept.get("nested")),
         )
+
+
+def kept_in(state: Any) -> Any:
+    """What a graph's state keeps of a run, sealed or not; empty for nobody's."""
+    return state.get("learning_run") if isinstance(state, Mapping) else getattr(state, "learning_run", None)
 
 
 def now() -> str:
