@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +37,15 @@ _OURS = (
     "LANGCHAIN_",
     "PG",
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """No test is named after the moment of its collection: two workers would collect different tests."""
+    today = time.time()
+    for item in items:
+        for number in re.findall(r"\d{10,}", item.nodeid):
+            if abs(int(number[:10]) - today) < 30 * 86_400:
+                raise pytest.UsageError(f"{item.nodeid} is named after the time; compute it inside the test")
 
 
 @pytest.fixture(autouse=True)
