@@ -2578,6 +2578,18 @@ BEGIN
 END
 $$;
 
+-- Erase what later parts of the schema hold of a user; each of them replaces this. The caller has entered. Returns the
+-- number of rows changed per table.
+CREATE FUNCTION agent_private.erase_elsewhere(the_tenant text, the_user text)
+RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN '{}';
+END
+$$;
+
 -- Erase a user: memories with all versions, evidence, words and vectors, runs, exposures, outcomes and waiting jobs.
 -- For operators. Returns the number of rows gone per table.
 CREATE FUNCTION public.erase_user(identity jsonb)
@@ -2621,6 +2633,7 @@ BEGIN
     DELETE FROM public.agent_scope s WHERE s.tenant_id = tenant AND s.scope = 'user' AND s.owner_id = person;
     GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_scope', known::integer);
     gone := agent_private.forget_jobs(tenant, person); counts := counts || jsonb_build_object('procrastinate_jobs', gone);
+    counts := counts || agent_private.erase_elsewhere(tenant, person);
     PERFORM agent_private.leave(previous);
     RETURN counts;
 END

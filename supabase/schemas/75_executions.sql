@@ -694,7 +694,7 @@ $$;
 -- Erase what approvals and the log hold of a user: arguments, errors, rows as they were before, paused programs; what
 -- still waited is cancelled. That something was done, by which tool and with which risk, stays. The caller has entered.
 -- Returns the number of rows changed per table.
-CREATE FUNCTION agent_private.erase_executions(the_tenant text, the_user text)
+CREATE OR REPLACE FUNCTION agent_private.erase_elsewhere(the_tenant text, the_user text)
 RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -738,51 +738,3 @@ BEGIN
 END
 $$;
 
--- Erase a user: memories with all versions, evidence, words and vectors, runs, exposures, outcomes, waiting jobs, and
--- what approvals and the execution log hold of them. For operators. Returns the number of rows gone per table.
-CREATE OR REPLACE FUNCTION public.erase_user(identity jsonb)
-RETURNS jsonb
-LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    previous text[];
-    tenant text;
-    person text;
-    counts jsonb := '{}';
-    known boolean;
-    gone integer;
-BEGIN
-    identity := agent_private.document(identity);
-    previous := agent_private.enter(identity, 'tenant');
-    tenant := identity ->> 'tenant_id';
-    person := nullif(identity ->> 'user_id', '');
-    IF previous IS NULL OR person IS NULL THEN
-        PERFORM agent_private.refuse('PT403', 'to erase a user, name the tenant and the user');
-    END IF;
-    known := EXISTS (SELECT FROM public.agent_scope s
-                     WHERE s.tenant_id = tenant AND s.scope = 'user' AND s.owner_id = person);
-    -- Waits for writers of this user and keeps new ones out until all is gone.
-    PERFORM agent_private.touch_scope('user');
-    DELETE FROM public.agent_memory_evidence e WHERE e.tenant_id = tenant AND e.scope = 'user' AND e.owner_id = person;
-    GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_memory_evidence', gone);
-    DELETE FROM public.agent_memory_term t WHERE t.tenant_id = tenant AND t.scope = 'user' AND t.owner_id = person;
-    GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_memory_term', gone);
-    DELETE FROM public.agent_memory_embedding e WHERE e.tenant_id = tenant AND e.scope = 'user' AND e.owner_id = person;
-    GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_memory_embedding', gone);
-    DELETE FROM public.agent_memory m WHERE m.tenant_id = tenant AND m.scope = 'user' AND m.owner_id = person;
-    GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_memory', gone);
-    DELETE FROM public.agent_exposure e WHERE e.tenant_id = tenant AND e.user_id = person;
-    GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_exposure', gone);
-    DELETE FROM public.agent_outcome o WHERE o.tenant_id = tenant AND o.user_id = person;
-    GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_outcome', gone);
-    DELETE FROM public.agent_run r WHERE r.tenant_id = tenant AND r.user_id = person;
-    GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_run', gone);
-    DELETE FROM public.agent_scope s WHERE s.tenant_id = tenant AND s.scope = 'user' AND s.owner_id = person;
-    GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_scope', known::integer);
-    gone := agent_private.forget_jobs(tenant, person); counts := counts || jsonb_build_object('procrastinate_jobs', gone);
-    counts := counts || agent_private.erase_executions(tenant, person);
-    PERFORM agent_private.leave(previous);
-    RETURN counts;
-END
-$$;

@@ -437,12 +437,11 @@ def _how_long(written: str) -> timedelta:
 def rules(tenant: TenantOption = None, as_json: JsonOption = False) -> None:
     """List standing rules: calls of one shape that somebody approved for a time."""
 
+    from agent.approval.standing_rules import list_rules
+
     async def read() -> list[dict[str, Any]]:
         async with _opened_queue() as queue:
-            found: list[dict[str, Any]] = await queue.database.call(
-                "list_standing_rules", tenant_identity(tenant)
-            )
-            return found
+            return await list_rules(queue, tenant_identity(tenant))
 
     found = asyncio.run(read())
     if as_json:
@@ -487,18 +486,17 @@ def revoke(
     as_json: JsonOption = False,
 ) -> None:
     """End a standing rule: calls of its shape are asked for again."""
+    from agent.approval.standing_rules import list_rules, revoke_rule
 
     async def write() -> bool:
         async with _opened_queue() as queue:
-            who = reviewer_of(queue, reviewer).name
+            who = reviewer_of(queue, reviewer)
             identity = tenant_identity(tenant)
-            known = await queue.database.call("list_standing_rules", identity)
+            known = await list_rules(queue, identity)
             found = _only(
                 [rule["rule_id"] for rule in known], rule_id, "rule", identity, "agent approvals rules"
             )
-            return bool(
-                await queue.database.call("revoke_standing_rule", identity, the_rule_id=found, revoked_by=who)
-            )
+            return await revoke_rule(queue, found, who, identity_tenant=identity.tenant_id)
 
     ended = asyncio.run(write())
     if as_json:

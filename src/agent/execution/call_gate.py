@@ -159,6 +159,13 @@ class CallGate:
         known = {"*", *self.tools, *written, *(spec.name for spec in self.executor.registry)}
         return sorted((set(self.risks) | self.untrusted_tools) - known)
 
+    async def ready(self) -> None:
+        """Let the seals be those of all processes on this database, where the database can be asked."""
+        try:
+            await self.executor.database.prepare()
+        except LearningError as error:  # each call says for itself that it cannot be allowed
+            emit("tool_call_unavailable", tool=None, risk=None, reason=str(error))
+
     # Taint
 
     def is_untrusted(self, name: str) -> bool:
@@ -349,7 +356,7 @@ class CallGate:
             tool_version="1",
             target="",
             kind="action",
-            arguments=self._normal(name, arguments),
+            arguments=dict(arguments),
             identity=caller.identity,
             tainted=caller.tainted and not is_written,
             thread_id=caller.thread_id,
@@ -634,16 +641,15 @@ class CallGate:
         kept: Mapping[str, Any] | None,
         caller: Caller,
     ) -> Permit | ExecutionResult:
-        if kept is None or kept.get("call") != _digest(name, arguments):
-            if kept is not None and kept.get("refusal") is None:
-                raise Refused("the call is not the one that was decided on")
-            if kept is None:
-                raise Refused("nobody decided on this call: it did not come from the model's last message")
+        if kept is None:
+            raise Refused("nobody decided on this call: it did not come from the model's last message")
         if (refusal := kept.get("refusal")) is not None:
             status, why, risk = refusal
             return await self.executor.turn_away(
                 name, arguments, caller.identity, status, why, risk=Risk.of(risk)
             )
+        if kept.get("call") != _digest(name, arguments):
+            raise Refused("the call is not the one that was decided on")
         approval_id = kept.get("approval_id")
         if approval_id is None:
             found = await self.assess(

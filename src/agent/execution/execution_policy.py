@@ -63,11 +63,5 @@ def stricter(one: Decision, other: Decision) -> Decision:
     return one if _STRICTNESS[one] >= _STRICTNESS[other] else other
 
 
-def least(*limits: int | None) -> int | None:
-    """The lowest of some limits, where `None` is no limit."""
-    known = [limit for limit in limits if limit is not None]
-    return min(known) if known else None
-
-
 def _fits(pattern: str, name: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern)

@@ -40,7 +40,7 @@ from agent.execution.call_running import (
 )
 from agent.execution.execution_records import Permit
 from agent.execution.safe_executor import SafeExecutor
-from agent.execution.state_seal import StateSeal
+from agent.execution.state_seal import DatabaseSeal
 from agent.identity import Identity
 from agent.portal import portal
 
@@ -99,8 +99,7 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
         self.agent_id = agent_id
         self.tools = []
         self._has_named_unknown = False
-        self._seal: StateSeal | None = None
-        self._own_seal = StateSeal(None)
+        self._seal = DatabaseSeal(lambda: self.executor.database)
         self._written: OrderedDict[str, list[BaseTool]] = OrderedDict()
 
     # Before the run
@@ -117,7 +116,7 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def _begin(self, state: SafeState, runtime: Any, config: RunnableConfig) -> Steps[dict[str, Any]]:
         identity = identity_of_run(self.executor, runtime, config, agent_id=self.agent_id)
-        yield self._ready()
+        yield self.gate.ready()
         kept = self._kept(state, config, identity) or {}
         outer = read_untrusted.get()
         tainted = (
@@ -127,7 +126,7 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
             or self.gate.taints(state.get("messages") or ())
         )
         return {
-            "safe_run": self.seal.sealed(
+            "safe_run": self._seal.now.sealed(
                 {
                     "identity": identity.as_json(),
                     "thread_id": thread_of(config),
@@ -139,22 +138,6 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
             )
         }
 
-    async def _ready(self) -> None:
-        try:
-            await self.executor.database.prepare()
-        except LearningError as error:  # each call says for itself that it cannot be allowed
-            emit("tool_call_unavailable", tool=None, risk=None, reason=str(error))
-
-    @property
-    def seal(self) -> StateSeal:
-        """Seals what is kept in state; the same in every process on this database."""
-        if self._seal is None:
-            secret = self.executor.database.secret()
-            if secret is None:
-                return self._own_seal
-            self._seal = StateSeal(secret)
-        return self._seal
-
     def _kept(
         self, state: Any, config: RunnableConfig, identity: Identity | None = None
     ) -> dict[str, Any] | None:
@@ -162,7 +145,7 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
         kept = state.get("safe_run") if isinstance(state, Mapping) else getattr(state, "safe_run", None)
         if not kept:
             return None
-        if not self.seal.holds(kept) or kept.get("thread_id") != thread_of(config):
+        if not self._seal.now.holds(kept) or kept.get("thread_id") != thread_of(config):
             emit("tool_state_refused", thread_id=thread_of(config))
             return None
         if identity is not None and kept["identity"].get("tenant_id") != identity.tenant_id:
@@ -208,9 +191,13 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
 
     async def _written_tools(self, state: Any) -> list[BaseTool]:
         """Tools that agents wrote, as they were when the run first called its model."""
-        await self._ready()
+        await self.gate.ready()
         kept = state.get("safe_run") if isinstance(state, Mapping) else None
-        if not kept or not self.seal.holds(kept) or self.executor.registry.get("create_new_tool") is None:
+        if (
+            not kept
+            or not self._seal.now.holds(kept)
+            or self.executor.registry.get("create_new_tool") is None
+        ):
             return []
         identity = Identity.from_json(kept["identity"])
         # The id of a run is known on a server only; the number is this run's wherever it goes on.
@@ -243,7 +230,7 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
         return await adriven(self._decide(state, runtime, config))
 
     def _decide(self, state: SafeState, runtime: Any, config: RunnableConfig) -> Steps[dict[str, Any] | None]:
-        yield self._ready()
+        yield self.gate.ready()
         message = last_calls(state["messages"])
         kept = self._kept(state, config)
         caller = self._caller(kept) if kept is not None else None
@@ -266,7 +253,7 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
         )
         pauses = int(kept.get("pauses", 0)) + (1 if turn.asked else 0)
         changed = kept | {"tainted": caller.tainted, "pauses": pauses, "calls": self.gate.frozen(turn)}
-        return {"safe_run": self.seal.sealed(changed)}
+        return {"safe_run": self._seal.now.sealed(changed)}
 
     # The tools
 
@@ -301,7 +288,7 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
         """The permit for a LangChain tool, or the message of a call that did not run or that the executor ran."""
         call = request.tool_call
         call_id = call.get("id") or ""
-        await self._ready()
+        await self.gate.ready()
         kept = self._kept(request.state, request.runtime.config)
         caller = self._caller(kept) if kept is not None else None
         if kept is None or caller is None:

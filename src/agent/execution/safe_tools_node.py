@@ -43,7 +43,7 @@ from agent.execution.call_running import (
 )
 from agent.execution.execution_records import Permit
 from agent.execution.safe_executor import SafeExecutor
-from agent.execution.state_seal import StateSeal
+from agent.execution.state_seal import DatabaseSeal
 from agent.identity import Identity
 from agent.portal import portal
 
@@ -161,8 +161,7 @@ class _SafeTools:
         gate.executor.take_names(
             tool.name for tool in gate.tools.values() if "code_hash" not in (tool.metadata or {})
         )
-        self._seal: StateSeal | None = None
-        self._own_seal = StateSeal(None, _PURPOSE)
+        self._seal = DatabaseSeal(lambda: self.gate.executor.database, _PURPOSE)
 
     def run(self, state: Any, config: RunnableConfig) -> Any:
         """Decide, pause where people are asked, run."""
@@ -192,7 +191,7 @@ class _SafeTools:
         runtime = get_runtime()
         resolved = identity_of_run(self.gate.executor, runtime, config, agent_id=self.agent_id)
         thread_id = thread_of(config)
-        yield self._ready()
+        yield self.gate.ready()
         start, turn_id = _start_of_turn(messages)
         resumes = bool((config.get("configurable") or {}).get(_RESUMING, True))
         known = self._known(state, messages, thread_id)
@@ -231,22 +230,6 @@ class _SafeTools:
 
     # Whom a turn is for
 
-    async def _ready(self) -> None:
-        try:
-            await self.gate.executor.database.prepare()
-        except LearningError as error:  # each call says for itself that it cannot be allowed
-            emit("tool_call_unavailable", tool=None, risk=None, reason=str(error))
-
-    @property
-    def seal(self) -> StateSeal:
-        """Seals what is kept in state; the same in every process on this database."""
-        if self._seal is None:
-            secret = self.gate.executor.database.secret()
-            if secret is None:
-                return self._own_seal
-            self._seal = StateSeal(secret, _PURPOSE)
-        return self._seal
-
     def _known(
         self, state: Any, messages: Sequence[Any], thread_id: str | None
     ) -> list[tuple[int | None, _Record]]:
@@ -267,7 +250,7 @@ class _SafeTools:
 
     def _opened(self, kept: Any, thread_id: str | None) -> _Record | None:
         """What was sealed, if we did it for this thread."""
-        if not kept or not self.seal.holds(kept) or kept.get("thread_id") != thread_id:
+        if not kept or not self._seal.now.holds(kept) or kept.get("thread_id") != thread_id:
             return None
         try:
             identity = Identity.from_json(kept["identity"]) if kept["identity"] is not None else None
@@ -301,7 +284,7 @@ class _SafeTools:
         if record.identity is not None:
             self._remember(thread_id, replace(record, tainted=tainted))
         try:
-            sealed = self.seal.sealed(
+            sealed = self._seal.now.sealed(
                 {
                     "thread_id": thread_id,
                     "turn": record.turn,

@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from agent.approval.binding import canonical_json
+from agent.database.protocol import Database
 from agent.errors import InvalidRequest
+
+DEFAULT_PURPOSE: Final = "agent safe run"
 
 
 class StateSeal:
@@ -24,7 +27,7 @@ class StateSeal:
         purpose: what is sealed, at most 16 letters; what was sealed for one purpose holds for no other.
     """
 
-    def __init__(self, secret: str | None, purpose: str = "agent safe run") -> None:
+    def __init__(self, secret: str | None, purpose: str = DEFAULT_PURPOSE) -> None:
         material = secret.encode() if secret is not None else secrets.token_bytes(32)
         self._key = hashlib.blake2b(material, person=purpose.encode()).digest()
 
@@ -47,3 +50,28 @@ class StateSeal:
     def _of(self, plain: Mapping[str, Any]) -> str:
         text = canonical_json(plain)
         return hashlib.blake2b(text.encode(errors="replace"), key=self._key, digest_size=16).hexdigest()
+
+
+class DatabaseSeal:
+    """The seal of a database's secret once that is known, until then one of this process.
+
+    Args:
+        database: gives the database; it is opened no sooner than a seal is needed.
+        purpose: as of `StateSeal`.
+    """
+
+    def __init__(self, database: Callable[[], Database], purpose: str = DEFAULT_PURPOSE) -> None:
+        self._database = database
+        self._purpose = purpose
+        self._of_database: StateSeal | None = None
+        self._of_process = StateSeal(None, purpose)
+
+    @property
+    def now(self) -> StateSeal:
+        """The one to seal and to check with."""
+        if self._of_database is None:
+            secret = self._database().secret()
+            if secret is None:
+                return self._of_process
+            self._of_database = StateSeal(secret, self._purpose)
+        return self._of_database
