@@ -26,3 +26,4 @@ build() {
 
 build 20250101000000_agent_learning_system.sql "The learning layer, from nothing." schemas/[0-6]*.sql
 build 20250201000000_safe_execution.sql "Approvals, the execution log, and tools that agents write." schemas/[78]*.sql
+build 20250301000000_discovery_and_monitor.sql "Discovery of the application, the background learner, the monitor and its alerts." schemas/9*.sql

@@ -28,6 +28,7 @@ pytest_plugins = ["agent.testing.throwaway"]
 
 _OURS = (
     "DATABASE_URL",
+    "APP_DATABASE_URL",
     "SUPABASE_",
     "OPENAI_",
     "LEARNING_",

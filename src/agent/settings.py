@@ -124,7 +124,66 @@ class Settings(BaseModel):
     mail_from: str | None = None
     """Sender of mail (`LEARNING_MAIL_FROM`)."""
 
-    @field_validator("database_url")
+    app_database_url: SecretStr | None = None
+    """Postgres of the application that agents work on, where it is another than ours (`APP_DATABASE_URL`): what
+    discovery reads. Unset: our own database."""
+    discovery_exclude: tuple[str, ...] = ()
+    """What discovery leaves out (`LEARNING_DISCOVERY_EXCLUDE`): `schema.name` patterns with `*` and `?`, separated by
+    commas. System schemas and what belongs to this layer are left out anyway."""
+    discovery_timeout: timedelta = timedelta(seconds=2)
+    """Longest time of one statement of discovery, in seconds (`LEARNING_DISCOVERY_TIMEOUT`)."""
+    learner: bool = True
+    """Whether a server of this process starts the hourly learner (`LEARNING_LEARNER`)."""
+    learner_interval: timedelta = timedelta(hours=1)
+    """Time between two cycles of the learner, in seconds (`LEARNING_LEARNER_INTERVAL`)."""
+    monitor: bool = True
+    """Whether a server of this process starts the monitor (`LEARNING_MONITOR`)."""
+    monitor_interval: timedelta = timedelta(minutes=5)
+    """Time between two checks of the monitor, in seconds (`LEARNING_MONITOR_INTERVAL`)."""
+    target_resolution_rate: float = Field(default=0.7, ge=0, le=1)
+    """Least share of conversations resolved without a person (`LEARNING_TARGET_RESOLUTION_RATE`)."""
+    target_escalation_rate: float = Field(default=0.1, ge=0, le=1)
+    """Largest share of conversations handed to a person (`LEARNING_TARGET_ESCALATION_RATE`)."""
+    target_confidence: float = Field(default=0.8, ge=0, le=1)
+    """Least average confidence that agents report (`LEARNING_TARGET_CONFIDENCE`)."""
+    target_category_accuracy: float = Field(default=0.75, ge=0, le=1)
+    """Least share of runs whose category was right (`LEARNING_TARGET_CATEGORY_ACCURACY`)."""
+    target_response_time: timedelta = timedelta(seconds=10)
+    """Longest time that 95 of 100 runs may take, in seconds (`LEARNING_TARGET_RESPONSE_TIME`)."""
+    alert_slack_webhook: SecretStr | None = None
+    """Address of a Slack incoming webhook that gets alerts (`LEARNING_ALERT_SLACK_WEBHOOK`)."""
+    alert_telegram_chat: str | None = None
+    """Chat that gets alerts from the Telegram bot (`LEARNING_ALERT_TELEGRAM_CHAT`)."""
+    alert_webhook: SecretStr | None = None
+    """Any address that gets alerts as JSON by POST (`LEARNING_ALERT_WEBHOOK`)."""
+    alert_mail: str | None = None
+    """Receivers of alerts by mail, separated by commas (`LEARNING_ALERT_MAIL`); needs `smtp_url` and `mail_from`."""
+    alert_cooldown: timedelta = timedelta(minutes=30)
+    """How long a cause that was resolved must rest before it is told anew, in seconds (`LEARNING_ALERT_COOLDOWN`)."""
+    alert_reminder: timedelta = timedelta(hours=4)
+    """How often an alert that lasts is told again, in seconds (`LEARNING_ALERT_REMINDER`)."""
+
+    @field_validator("discovery_exclude", mode="before")
+    @classmethod
+    def _is_a_list(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            return tuple(part.strip() for part in given.split(",") if part.strip())
+        return given
+
+    @field_validator("alert_slack_webhook", "alert_webhook")
+    @classmethod
+    def _is_secret_web_address(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            try:
+                parts = urlsplit(url.get_secret_value())
+                usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+            except ValueError:  # whose words may show the address, which is a secret
+                usable = False
+            if not usable:
+                raise ValueError("must be an address that begins with https:// or http://")
+        return url
+
+    @field_validator("database_url", "app_database_url")
     @classmethod
     def _is_postgres(cls, url: SecretStr | None) -> SecretStr | None:
         if url is not None and not url.get_secret_value().startswith(("postgresql://", "postgres://")):
@@ -192,14 +251,17 @@ class Settings(BaseModel):
             raise ValueError("must be 16 to 256 of A-Z a-z 0-9 _ -")
         return secret
 
-    @field_validator("quiet_period", "exit_timeout")
+    @field_validator("quiet_period", "exit_timeout", "alert_cooldown")
     @classmethod
     def _is_not_negative(cls, duration: timedelta) -> timedelta:
         if duration < timedelta(0):
             raise ValueError("must not be negative")
         return duration
 
-    @field_validator("recall_timeout", "model_timeout", "embedding_timeout", "stalled_after")
+    @field_validator(
+        "recall_timeout", "model_timeout", "embedding_timeout", "stalled_after", "discovery_timeout",
+        "learner_interval", "monitor_interval", "target_response_time", "alert_reminder",
+    )  # fmt: skip
     @classmethod
     def _is_some_time(cls, duration: timedelta) -> timedelta:
         if duration <= timedelta(0):
@@ -277,6 +339,7 @@ _FIELD_OF_VARIABLE = {
     "TELEGRAM_BOT_TOKEN": "telegram_bot_token",
     "TELEGRAM_SECRET": "telegram_secret",
     "TELEGRAM_API_URL": "telegram_api_url",
+    "APP_DATABASE_URL": "app_database_url",
 } | {
     f"LEARNING_{name.upper()}": name
     for name in (
@@ -284,6 +347,10 @@ _FIELD_OF_VARIABLE = {
         "durable_runs", "worker",
         "recall_timeout", "model_timeout", "embedding_timeout", "stalled_after", "exit_timeout",
         "policy_file", "sql_logins_file", "public_url", "smtp_url", "mail_from",
+        "discovery_exclude", "discovery_timeout", "learner", "learner_interval", "monitor", "monitor_interval",
+        "target_resolution_rate", "target_escalation_rate", "target_confidence", "target_category_accuracy",
+        "target_response_time",
+        "alert_slack_webhook", "alert_telegram_chat", "alert_webhook", "alert_mail", "alert_cooldown", "alert_reminder",
     )
 }  # fmt: skip
 _VARIABLE_OF_FIELD = {field: variable for variable, field in reversed(_FIELD_OF_VARIABLE.items())}

@@ -72,7 +72,7 @@ def test_every_variable_that_a_page_names_exists() -> None:
         (path.name, name)
         for path in pages()
         for name in re.findall(
-            r"\b(?:LEARNING|SUPABASE|OPENAI|SLACK|TELEGRAM|GRAPH|AGENT)_[A-Z_]*[A-Z]\b|\bDATABASE_URL\b",
+            r"\b(?:LEARNING|SUPABASE|OPENAI|SLACK|TELEGRAM|GRAPH|AGENT)_[A-Z_]*[A-Z]\b|\b(?:APP_)?DATABASE_URL\b",
             path.read_text("utf-8"),
         )
     }

@@ -1,0 +1,1 @@
+-- What discovery found of the application's database.
