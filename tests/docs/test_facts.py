@@ -415,7 +415,7 @@ def test_the_modules_that_the_architecture_names_exist() -> None:
 
 ABOVE = (
     {"cli.py", "commands", "server", "testing"},
-    {"learning", "execution"},
+    {"learning", "execution", "monitoring"},
     {"approval", "stores", "jobs.py"},
     {"database"},
 )
