@@ -416,7 +416,7 @@ def test_the_modules_that_the_architecture_names_exist() -> None:
 ABOVE = (
     {"cli.py", "commands", "server", "testing"},
     {"learning", "execution", "monitoring"},
-    {"approval", "stores", "jobs.py"},
+    {"approval", "stores", "jobs.py", "discovery"},
     {"database"},
 )
 
@@ -432,7 +432,7 @@ def test_imports_run_one_way_as_the_architecture_says() -> None:
         for library, homes in {
             "fastapi": {"server"},
             "supabase": {"database"},
-            "psycopg": {"database", "jobs.py", "testing"},
+            "psycopg": {"database", "jobs.py", "discovery", "testing"},
         }.items():
             is_sql = library == "psycopg" and place == "execution" and path.name.startswith("sql_")
             assert module.split(".")[0] != library or place in homes or is_sql, f"{path} imports {module}"
