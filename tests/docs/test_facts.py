@@ -417,7 +417,7 @@ ABOVE = (
     {"cli.py", "commands", "server", "testing"},
     {"learning", "execution", "monitoring"},
     {"approval", "stores", "jobs.py", "discovery"},
-    {"database"},
+    {"database", "chat"},
 )
 
 

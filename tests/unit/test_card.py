@@ -12,8 +12,9 @@ from slack_sdk.models.blocks import Block
 from agent.approval.card import ITEMS_LIMIT, cut, make_card, result_text, visible
 from agent.approval.records import Approval
 from agent.approval.risk import Risk
-from agent.approval.slack import EDIT, blocks, edit_view, escaped, summary
+from agent.approval.slack import EDIT, blocks, edit_view, summary
 from agent.approval.telegram import message_text
+from agent.chat.slack_blocks import escaped
 
 HASH = hashlib.sha256(b"1").hexdigest()
 STATEMENT = "UPDATE shop.orders SET status = 'paid' WHERE id = 7"

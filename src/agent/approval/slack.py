@@ -11,9 +11,20 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from agent.approval.card import KEY_DIGITS, Card, CardItem, Shown, make_card, result_text
+from agent.approval.card import KEY_DIGITS, Card, CardItem, make_card, result_text
 from agent.approval.records import Approval
 from agent.approval.risk import Risk
+from agent.chat.slack_blocks import (
+    TEXT_LIMIT,
+    element,
+    escaped,
+    header,
+    labelled,
+    plain,
+    preformatted,
+    rich,
+    section,
+)
 from agent.errors import LearningError, NotFound, OperatorError
 from agent.events import emit
 from agent.identity import Identity
@@ -31,7 +42,6 @@ EDIT: Final = "approval_edit"
 _VALUE_LIMIT: Final = 2_000  # of a button, by Slack
 _INPUT_LIMIT: Final = 3_000  # of a text field, by Slack
 _PRIVATE_LIMIT: Final = 3_000  # of a modal's private metadata, by Slack
-_TEXT_LIMIT: Final = 2_900
 _FINAL: Final = frozenset({"executed", "failed", "unknown"})
 
 
@@ -199,7 +209,7 @@ class SlackChannel:
                     {
                         "channel": post["channel"],
                         "thread_ts": post["ts"],
-                        "text": escaped(text)[:_TEXT_LIMIT],
+                        "text": escaped(text)[:TEXT_LIMIT],
                         "unfurl_links": False,
                         "unfurl_media": False,
                     },
@@ -451,35 +461,30 @@ class _Refusal(Exception):
 def summary(card: Card) -> str:
     """The line that notifications show."""
     facts = "; ".join(f"{fact.label}: {fact.text}" for fact in card.facts)
-    return escaped(f"{card.title}. {facts}")[:_TEXT_LIMIT]
-
-
-def escaped(text: str) -> str:
-    """The text so that Slack reads no markup, mention or link in it."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return escaped(f"{card.title}. {facts}")[:TEXT_LIMIT]
 
 
 def blocks(card: Card, *, editable: Collection[str] = ()) -> list[dict[str, Any]]:
     """The card in Block Kit, with a button to edit for these approvals."""
     marks = {Risk.READ: "", Risk.WRITE: "", Risk.DESTRUCTIVE: "⚠ ", Risk.FORBIDDEN: "⚠ "}
     built: list[dict[str, Any]] = [
-        {"type": "header", "text": _plain(f"{marks[card.risk]}{card.title}", 150)},
+        header(f"{marks[card.risk]}{card.title}"),
     ]
     is_single = len(card.items) == 1
     for item in card.items_shown:
-        built.append(_rich([*_item_elements(item, with_title=not is_single)]))
+        built.append(rich([*_item_elements(item, with_title=not is_single)]))
         if item.is_open and not is_single:
             built.append(_buttons(card, [item], block_id=item.approval_id, editable=editable))
     if not card.is_whole:
         more = len(card.items) - len(card.items_shown)
-        built.append(_rich([_section(f"and {more} more, which this message cannot show: {card.where}")]))
-    end = [_labelled(fact) for fact in card.facts]
+        built.append(rich([section(f"and {more} more, which this message cannot show: {card.where}")]))
+    end = [labelled(fact.label, fact.text) for fact in card.facts]
     if any(item.hidden_characters for item in card.items):
-        end.append(_labelled(Shown(label="The whole", text=card.where)))
+        end.append(labelled("The whole", card.where))
     for claim in card.claims:
-        end.append(_section(f"{claim.label}:", bold=True))
-        end.append({"type": "rich_text_quote", "elements": [_element(claim.text)]})
-    built.append(_rich(end))
+        end.append(section(f"{claim.label}:", bold=True))
+        end.append({"type": "rich_text_quote", "elements": [element(claim.text)]})
+    built.append(rich(end))
     if card.is_open:
         block_id = card.open_items[0].approval_id if is_single else f"batch:{card.batch_id}"
         built.append(_buttons(card, card.open_items, block_id=block_id, editable=editable))
@@ -487,17 +492,17 @@ def blocks(card: Card, *, editable: Collection[str] = ()) -> list[dict[str, Any]
 
 
 def _item_elements(item: CardItem, *, with_title: bool) -> list[dict[str, Any]]:
-    elements = [_section(f"{item.risk}: {item.title}", bold=True)] if with_title else []
+    elements = [section(f"{item.risk}: {item.title}", bold=True)] if with_title else []
     for one in item.shown:
         if one.is_code:
-            elements.append(_section(one.label, bold=True))
-            elements.append({"type": "rich_text_preformatted", "elements": [_element(one.text)]})
+            elements.append(section(one.label, bold=True))
+            elements.append(preformatted(one.text))
         else:
-            elements.append(_labelled(one))
+            elements.append(labelled(one.label, one.text))
         if one.hidden_characters:
-            elements.append(_section(f"sha256 of the whole: {one.sha256}"))
-    elements.append(_labelled(Shown(label="State", text=item.status)))
-    elements.append(_labelled(Shown(label="Approval", text=f"{item.approval_id}, hash {item.key}")))
+            elements.append(section(f"sha256 of the whole: {one.sha256}"))
+    elements.append(labelled("State", item.status))
+    elements.append(labelled("Approval", f"{item.approval_id}, hash {item.key}"))
     return elements
 
 
@@ -510,7 +515,7 @@ def _buttons(
         separators=(",", ":"),
     )
     if len(value) > _VALUE_LIMIT:
-        return _rich([_section(f"Too many to decide at once here: {card.where}")])
+        return rich([section(f"Too many to decide at once here: {card.where}")])
     is_all = len(items) > 1
     needs_confirmation = any(item.risk is Risk.DESTRUCTIVE or item.hidden_characters for item in items)
     buttons = [_button(f"Reject all {len(items)}" if is_all else "Reject", REJECT, value)]
@@ -534,10 +539,10 @@ def _confirmation(items: Sequence[CardItem]) -> dict[str, Any]:
         parts.append(f"{hidden:,} characters of it are not on this card. Have you read the whole?")
     names = ", ".join(item.title for item in items)
     return {
-        "title": _plain("Are you sure?", 100),
-        "text": _plain(f"{' '.join(parts)} {names}", 300),
-        "confirm": _plain("Approve", 30),
-        "deny": _plain("Back", 30),
+        "title": plain("Are you sure?", 100),
+        "text": plain(f"{' '.join(parts)} {names}", 300),
+        "confirm": plain("Approve", 30),
+        "deny": plain("Back", 30),
         "style": "danger",
     }
 
@@ -563,15 +568,15 @@ def edit_view(approval: Approval, place: Mapping[str, str]) -> dict[str, Any]:
         "type": "modal",
         "callback_id": EDIT,
         "private_metadata": private,
-        "title": _plain("Edit", 24),
-        "submit": _plain("Send", 24),
-        "close": _plain("Back", 24),
+        "title": plain("Edit", 24),
+        "submit": plain("Send", 24),
+        "close": plain("Back", 24),
         "blocks": [
-            {"type": "section", "text": _plain(f"{approval.tool}. {after}", 3_000)},
+            {"type": "section", "text": plain(f"{approval.tool}. {after}", 3_000)},
             {
                 "type": "input",
                 "block_id": "arguments",
-                "label": _plain("Arguments (JSON)", 2_000),
+                "label": plain("Arguments (JSON)", 2_000),
                 "element": {
                     "type": "plain_text_input",
                     "action_id": "json",
@@ -623,32 +628,7 @@ def _no_number(text: str) -> Any:
 
 
 def _button(text: str, action_id: str, value: str) -> dict[str, Any]:
-    return {"type": "button", "action_id": action_id, "text": _plain(text, 75), "value": value}
-
-
-def _plain(text: str, limit: int) -> dict[str, Any]:
-    shown = text if len(text) <= limit else f"{text[: limit - 1]}…"
-    return {"type": "plain_text", "text": shown, "emoji": False}
-
-
-def _rich(elements: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {"type": "rich_text", "elements": list(elements)}
-
-
-def _element(text: str, *, bold: bool = False) -> dict[str, Any]:
-    element: dict[str, Any] = {"type": "text", "text": text or " "}
-    return element | {"style": {"bold": True}} if bold else element
-
-
-def _section(text: str, *, bold: bool = False) -> dict[str, Any]:
-    return {"type": "rich_text_section", "elements": [_element(text, bold=bold)]}
-
-
-def _labelled(shown: Shown) -> dict[str, Any]:
-    return {
-        "type": "rich_text_section",
-        "elements": [_element(f"{shown.label}: ", bold=True), _element(shown.text)],
-    }
+    return {"type": "button", "action_id": action_id, "text": plain(text, 75), "value": value}
 
 
 # --- what comes back ----------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from agent.approval.card import Card, CardItem, Shown, make_card, result_text
 from agent.approval.records import Approval
 from agent.approval.risk import Risk
 from agent.approval.slack import log_entry, remember_delivery
+from agent.chat.telegram_bot import TelegramBot
+from agent.chat.telegram_text import MESSAGE_LIMIT, MessageText
 from agent.errors import ConfigurationError, LearningError, NotFound, OperatorError
 from agent.events import emit
 from agent.identity import Identity
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
 DATA_LIMIT: Final = 64
 """Bytes of a button's data, by Telegram."""
-_MESSAGE_LIMIT: Final = 4_096  # UTF-16 units, by Telegram
 _MAC_BYTES: Final = 9  # 12 letters: leaves 26 bytes for the tenant
 _TOO_LONG: Final = (
     "\n⟨This message cannot show all of it. It can be rejected here; approve it where all is seen.⟩"
@@ -60,10 +61,10 @@ class TelegramChannel:
         if queue.settings.telegram_bot_token is None:
             raise ConfigurationError("there is no way to Telegram: TELEGRAM_BOT_TOKEN is not set")
         self._queue = queue
-        self._client = client
-        self._token = queue.settings.telegram_bot_token
-        self.bot_id = self._token.get_secret_value().partition(":")[0]
-        self._key = hashlib.sha256(b"approval buttons\0" + self._token.get_secret_value().encode()).digest()
+        token = queue.settings.telegram_bot_token
+        self._bot = TelegramBot(queue.settings.telegram_api_url, token, client)
+        self.bot_id = token.get_secret_value().partition(":")[0]
+        self._key = hashlib.sha256(b"approval buttons\0" + token.get_secret_value().encode()).digest()
 
     async def post(self, card_of: Sequence[Approval], *, escalated: bool) -> dict[str, Any]:
         """Send the card of a batch; the reference says where it is, so that only answers from there count.
@@ -95,7 +96,7 @@ class TelegramChannel:
         card = self._card(approvals)
         posts = [dict(post) for post in ref.get("posts", ())]
         for post in posts:
-            await self._call(
+            await self._bot.call(
                 "editMessageText",
                 {
                     "chat_id": post["chat"],
@@ -112,7 +113,7 @@ class TelegramChannel:
     async def answer_press(self, press_id: str, text: str) -> None:
         """End the waiting of the button that was pressed. Where Telegram does not take it, an event says so."""
         try:
-            await self._call(
+            await self._bot.call(
                 "answerCallbackQuery",
                 {"callback_query_id": press_id, "text": text[:200], "show_alert": bool(text)},
             )
@@ -137,7 +138,7 @@ class TelegramChannel:
                 f"Telegram sends to https:// only, and the address is {url!r}. Set LEARNING_PUBLIC_URL to the address "
                 "under which the server is reached"
             )
-        await self._call(
+        await self._bot.call(
             "setWebhook",
             {
                 "url": url,
@@ -153,7 +154,7 @@ class TelegramChannel:
         Raises:
             OperatorError: Telegram did not take it.
         """
-        await self._call("deleteWebhook", {"drop_pending_updates": True})
+        await self._bot.call("deleteWebhook", {"drop_pending_updates": True})
 
     # --- the data of a button -----------------------------------------------------------------------------------
 
@@ -218,7 +219,7 @@ class TelegramChannel:
         posts = []
         for chat, is_private in chats:
             try:
-                sent = await self._call(
+                sent = await self._bot.call(
                     "sendMessage",
                     {"chat_id": chat, **self._message(card, approvals, is_private=is_private)},
                 )
@@ -244,11 +245,11 @@ class TelegramChannel:
                 continue
             text = result_text(approval, await log_entry(self._queue, approval))
             for post in posts:
-                await self._call(
+                await self._bot.call(
                     "sendMessage",
                     {
                         "chat_id": post["chat"],
-                        "text": text[: _MESSAGE_LIMIT // 2],
+                        "text": text[: MESSAGE_LIMIT // 2],
                         "reply_parameters": {
                             "message_id": post["message"],
                             "allow_sending_without_reply": True,
@@ -299,31 +300,6 @@ class TelegramChannel:
     def _button(self, text: str, verdict: str, approvals: Sequence[Approval]) -> list[dict[str, str]]:
         data = self.button_data(verdict, approvals)
         return [] if data is None else [{"text": text, "callback_data": data}]
-
-    async def _call(self, method: str, arguments: Mapping[str, Any], *, gone_is_fine: bool = False) -> Any:
-        import httpx
-
-        address = f"{self._queue.settings.telegram_api_url.rstrip('/')}/bot{self._token.get_secret_value()}/{method}"
-        try:
-            if self._client is not None:
-                response = await self._client.post(address, json=dict(arguments))
-            else:
-                async with httpx.AsyncClient(timeout=15) as client:
-                    response = await client.post(address, json=dict(arguments))
-            answer = response.json()
-        except (httpx.HTTPError, ValueError) as error:  # whose words hold the address, and that the token
-            raise OperatorError(
-                f"Telegram could not be reached for {method}: {type(error).__name__}. It is tried again"
-            ) from None
-        if isinstance(answer, dict) and answer.get("ok") is True:
-            return answer.get("result")
-        why = str(answer.get("description", "")) if isinstance(answer, dict) else ""
-        is_gone = any(
-            word in why for word in ("not modified", "message to edit not found", "can't be edited")
-        )
-        if gone_is_fine and is_gone:
-            return None  # it says what it should, or somebody deleted it: the row is the truth
-        raise OperatorError(f"Telegram refused {method}: {why or f'status {response.status_code}'}")
 
 
 class TelegramAnswers:
@@ -428,7 +404,7 @@ class _Refusal(Exception):
 
 def message_text(card: Card) -> tuple[str, list[dict[str, Any]], bool]:
     """The card as the text of one message; what is bold or code, counted in UTF-16 units; whether all fitted."""
-    text = _Text()
+    text = MessageText(_TOO_LONG)
     marks = "⚠️ " if card.risk in {Risk.DESTRUCTIVE, Risk.FORBIDDEN} else ""
     text.add(f"{marks}{card.title}\n", "bold")
     for number, item in enumerate(card.items_shown, 1):
@@ -448,7 +424,7 @@ def message_text(card: Card) -> tuple[str, list[dict[str, Any]], bool]:
     return text.finished()
 
 
-def _add_item(text: _Text, item: CardItem, title: str) -> None:
+def _add_item(text: MessageText, item: CardItem, title: str) -> None:
     if title:
         text.add(f"\n{title}\n", "bold")
     for one in item.shown:
@@ -457,47 +433,13 @@ def _add_item(text: _Text, item: CardItem, title: str) -> None:
     _add_shown(text, Shown(label="Approval", text=f"{item.approval_id}, hash {item.key}"))
 
 
-def _add_shown(text: _Text, shown: Shown) -> None:
+def _add_shown(text: MessageText, shown: Shown) -> None:
     text.add(f"{shown.label}:", "bold")
     text.add("\n" if shown.is_code else " ")
     text.add(shown.text or " ", "pre" if shown.is_code else "code")
     text.add("\n")
     if shown.hidden_characters:
         text.add(f"sha256 of the whole: {shown.sha256}\n")
-
-
-class _Text:
-    """A message that grows, with entities, up to Telegram's limit."""
-
-    def __init__(self) -> None:
-        self._parts: list[str] = []
-        self._entities: list[dict[str, Any]] = []
-        self._length = 0
-        self._is_whole = True
-
-    def add(self, part: str, kind: str | None = None) -> None:
-        """Append a part, or nothing from here on where no room is left."""
-        length = _units(part)
-        if not self._is_whole or self._length + length > _MESSAGE_LIMIT - _units(_TOO_LONG):
-            self._is_whole = False
-            return
-        if kind is not None and part.strip():
-            trailing = len(part) - len(part.rstrip("\n"))
-            leading = len(part) - len(part.lstrip("\n"))
-            self._entities.append(
-                {"type": kind, "offset": self._length + leading, "length": length - trailing - leading}
-            )
-        self._parts.append(part)
-        self._length += length
-
-    def finished(self) -> tuple[str, list[dict[str, Any]], bool]:
-        """Text, entities, and whether everything is in it."""
-        end = "" if self._is_whole else _TOO_LONG
-        return "".join(self._parts) + end, self._entities, self._is_whole
-
-
-def _units(text: str) -> int:
-    return len(text.encode("utf-16-le", "surrogatepass")) // 2
 
 
 def _packed(identifier: str) -> str:

@@ -43,8 +43,12 @@ class Finding:
 
     def __post_init__(self) -> None:
         if not 0 < len(self.cause) <= LONGEST_CAUSE:
-            raise ConfigurationError(f"cause {self.cause!r} of a finding must have 1 to {LONGEST_CAUSE} letters")
+            raise ConfigurationError(
+                f"cause {self.cause!r} of a finding must have 1 to {LONGEST_CAUSE} letters"
+            )
         if self.severity not in SEVERITIES:
-            raise ConfigurationError(f"severity {self.severity!r} of finding {self.cause!r} is none of {SEVERITIES}")
+            raise ConfigurationError(
+                f"severity {self.severity!r} of finding {self.cause!r} is none of {SEVERITIES}"
+            )
         if self.since.tzinfo is None:
             raise ConfigurationError(f"since={self.since!r} of finding {self.cause!r} has no time zone")
