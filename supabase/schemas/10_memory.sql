@@ -78,7 +78,7 @@ CREATE TABLE public.agent_memory_term (
     word_count integer NOT NULL,
     PRIMARY KEY (tenant_id, scope, owner_id, lexeme, memory_number) INCLUDE (occurrences, word_count)
 );
-COMMENT ON TABLE public.agent_memory_term IS 'Words of the current user memories. A table and not a GIN index, because row level security keeps the planner from using an index on an operator that is not leakproof, as @@ is not.';
+COMMENT ON TABLE public.agent_memory_term IS 'Words of the current memories that are searched. A table and not a GIN index, because row level security keeps the planner from using an index on an operator that is not leakproof, as @@ is not.';
 CREATE INDEX agent_memory_term_by_memory ON public.agent_memory_term (memory_number);
 
 CREATE TABLE public.agent_memory_embedding (
@@ -92,7 +92,7 @@ CREATE TABLE public.agent_memory_embedding (
     PRIMARY KEY (tenant_id, scope, owner_id, model, dimensions, memory_number),
     CONSTRAINT agent_memory_embedding_dimensions CHECK (vector_dims(embedding) = dimensions)
 );
-COMMENT ON TABLE public.agent_memory_embedding IS 'Vectors of the current user memories, one per embedding model.';
+COMMENT ON TABLE public.agent_memory_embedding IS 'Vectors of the current memories that are searched, one per embedding model.';
 CREATE INDEX agent_memory_embedding_by_memory ON public.agent_memory_embedding (memory_number);
 
 CREATE TABLE public.agent_scope (
@@ -213,7 +213,7 @@ BEGIN
     WHERE m.memory_number = target.memory_number AND m.tenant_id = target.tenant_id;
     DELETE FROM public.agent_memory_term t WHERE t.memory_number = target.memory_number;
     DELETE FROM public.agent_memory_embedding e WHERE e.memory_number = target.memory_number;
-    IF target.store = 'user_memory' THEN
+    IF target.store IN ('user_memory', 'application') THEN
         SELECT coalesce(sum(l.occurrences), 0) INTO words FROM agent_private.lexemes(target.content) l;
         UPDATE public.agent_scope s
         SET memory_count = s.memory_count - 1, word_count = s.word_count - words
@@ -369,7 +369,7 @@ BEGIN
             coalesce(learning ->> 'source', 'extraction'),
             learning ->> 'run_id')
         RETURNING * INTO written;
-        IF written.store = 'user_memory' THEN
+        IF written.store IN ('user_memory', 'application') THEN
             PERFORM agent_private.index_memory(written);
         END IF;
     END IF;

@@ -9,14 +9,15 @@ AS $$
     SELECT right(rtrim(content), 1) IN ('?', '？', '؟');
 $$;
 
--- The best memories for a question, by words (BM25 over the 400 newest memories of each word), by vectors where one
+-- The best memories for a question within one scope of one owner, by words (BM25 over the 400 newest memories of each word), by vectors where one
 -- is given (exact, within the scope) and, to fill up, by recency. Each score is divided by the best of its list; the
 -- sum decides, recency counting a tenth; what
 -- was asked in a conversation counts less than what was stated, and does not fill up. At most 200. Returns each as {memory_id, version, store, kind, content, trust,
 -- recorded_at, valid_from, score, word_score, vector_score} and whether a word or the vector matched. Leans on the primary keys of agent_memory_term and agent_memory_embedding and
 -- on agent_memory_by_scope; locks nothing.
 CREATE FUNCTION agent_private.rank_memories(
-    question text, question_embedding vector, embedding_model text, session_now text, memory_limit integer)
+    the_scope text, the_owner text, question text, question_embedding vector, embedding_model text, session_now text,
+    memory_limit integer)
 RETURNS TABLE (item jsonb, matched boolean)
 LANGUAGE plpgsql ROWS 40
 SET search_path = pg_catalog, pg_temp
@@ -25,7 +26,7 @@ SET enable_sort = off  -- on tables that nobody has analyzed yet the newest woul
 AS $$
 DECLARE
     tenant text := current_setting('agent.tenant_id');
-    person text := current_setting('agent.user_id');
+    store_to_fill_up text := CASE the_scope WHEN 'tenant' THEN 'application' ELSE 'user_memory' END;
     words text[];
     memories double precision;
     mean_words double precision;
@@ -35,7 +36,7 @@ BEGIN
     SELECT greatest(s.memory_count, 1), greatest(s.word_count::double precision / greatest(s.memory_count, 1), 1)
     INTO memories, mean_words
     FROM public.agent_scope s
-    WHERE s.tenant_id = tenant AND s.scope = 'user' AND s.owner_id = person;
+    WHERE s.tenant_id = tenant AND s.scope = the_scope AND s.owner_id = the_owner;
     IF memories IS NULL THEN
         RETURN;
     END IF;
@@ -50,7 +51,7 @@ BEGIN
                    count(*)::double precision AS frequency
             FROM (SELECT t.memory_number, t.occurrences::double precision AS occurrences, t.word_count
                   FROM public.agent_memory_term t
-                  WHERE t.tenant_id = tenant AND t.scope = 'user' AND t.owner_id = person AND t.lexeme = w.lexeme
+                  WHERE t.tenant_id = tenant AND t.scope = the_scope AND t.owner_id = the_owner AND t.lexeme = w.lexeme
                   ORDER BY t.memory_number DESC LIMIT 400) AS n
         ) AS h
         -- A word that fills its list is in more memories than were looked at: taken to be in half of them.
@@ -72,13 +73,13 @@ BEGIN
         SELECT e.memory_number, coalesce(1 - nullif(agent_private.vector_distance(e.embedding, question_embedding), 'NaN'), 0) AS points
         FROM public.agent_memory_embedding e
         WHERE question_embedding IS NOT NULL
-          AND e.tenant_id = tenant AND e.scope = 'user' AND e.owner_id = person
+          AND e.tenant_id = tenant AND e.scope = the_scope AND e.owner_id = the_owner
           AND e.model = embedding_model AND e.dimensions = agent_private.vector_dimensions(question_embedding)
         ORDER BY agent_private.vector_distance(e.embedding, question_embedding) LIMIT 100
     ), newest AS (
         SELECT m.memory_number
         FROM public.agent_memory m
-        WHERE m.tenant_id = tenant AND m.scope = 'user' AND m.owner_id = person AND m.store = 'user_memory'
+        WHERE m.tenant_id = tenant AND m.scope = the_scope AND m.owner_id = the_owner AND m.store = store_to_fill_up
           AND m.superseded_at IS NULL
           AND NOT (m.kind = 'conversation' AND agent_private.is_question(m.content))
         ORDER BY m.memory_number DESC LIMIT 50
@@ -104,7 +105,7 @@ BEGIN
         CROSS JOIN LATERAL (
             SELECT * FROM public.agent_memory x
             WHERE x.memory_number = c.memory_number
-              AND x.tenant_id = tenant AND x.scope = 'user' AND x.owner_id = person
+              AND x.tenant_id = tenant AND x.scope = the_scope AND x.owner_id = the_owner
               AND x.superseded_at IS NULL AND x.trust <> 'external'
               AND (x.valid_to IS NULL OR x.valid_to > now())
               AND (x.session_id IS NULL OR x.session_id <> coalesce(session_now, ''))
@@ -162,7 +163,7 @@ BEGIN
     IF 'user_memory' = ANY (stores) THEN
         SELECT coalesce(jsonb_agg(r.item ORDER BY r.place), '[]') INTO memories
         FROM agent_private.rank_memories(
-            question, agent_private.as_vector(question_embedding), embedding_model, identity ->> 'session_id', memory_limit)
+            'user', person, question, agent_private.as_vector(question_embedding), embedding_model, identity ->> 'session_id', memory_limit)
             WITH ORDINALITY AS r (item, matched, place);
     END IF;
     PERFORM agent_private.leave(previous);
@@ -174,10 +175,11 @@ END
 $$;
 
 -- The memories that fit a question best, for search: as in recall_context, over all sessions; [] where nobody asks or
--- where nothing has a word or a vector in common with it.
+-- where nothing has a word or a vector in common with it. the_scope: 'user' those of the user, 'agent' those of the
+-- agent, 'tenant' what all of a tenant share, such as what discovery learned of the application; the last two for servers.
 CREATE FUNCTION public.match_memories(
     identity jsonb, question text, memory_limit integer DEFAULT 5, question_embedding text DEFAULT NULL,
-    embedding_model text DEFAULT NULL)
+    embedding_model text DEFAULT NULL, the_scope text DEFAULT 'user')
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -185,15 +187,23 @@ SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     previous text[];
+    owner text;
     found jsonb;
 BEGIN
     identity := agent_private.document(identity);
-    previous := agent_private.enter(identity);
+    previous := agent_private.enter(identity, CASE the_scope WHEN 'user' THEN 'user' ELSE 'tenant' END);
     IF previous IS NULL THEN
         RETURN '[]';
     END IF;
+    owner := CASE the_scope WHEN 'user' THEN current_setting('agent.user_id')
+                            WHEN 'agent' THEN current_setting('agent.agent_id')
+                            WHEN 'tenant' THEN '' END;
+    IF owner IS NULL THEN
+        PERFORM agent_private.refuse('PT422', format('scope %s is not user, agent or tenant', the_scope));
+    END IF;
     SELECT coalesce(jsonb_agg(r.item ORDER BY r.place), '[]') INTO found
-    FROM agent_private.rank_memories(question, agent_private.as_vector(question_embedding), embedding_model, NULL, memory_limit)
+    FROM agent_private.rank_memories(
+        the_scope, owner, question, agent_private.as_vector(question_embedding), embedding_model, NULL, memory_limit)
         WITH ORDINALITY AS r (item, matched, place)
     WHERE r.matched;
     PERFORM agent_private.leave(previous);

@@ -593,6 +593,8 @@ async def test_a_users_token_is_its_own_identity_whatever_it_says(
             assert [(item["tenant_id"], item["owner_id"]) for item in listed] == [("default", "bob")]
             matched = _call(connection, "match_memories", told, question="tea")
             assert [item["content"] for item in matched] == ["zqbob tea"]
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                _call(connection, "match_memories", told, question="tea", the_scope="tenant")
             assert _call(connection, "get_learning", told, the_memory_id=adas[0]["memory_id"]) is None
             assert _call(connection, "delete_learning", told, the_memory_id=adas[0]["memory_id"]) is False
         assert _call(connection, "upsert_learning", ADA, learning=memory("zqnew"))["status"] == "created"

@@ -1421,3 +1421,31 @@ async def test_the_counters_of_a_scope_are_right_after_any_operations(
         "HAVING count(*) > 1",
     )
     assert one_each == []
+
+
+async def test_what_a_tenant_shares_is_found_in_its_scope_and_no_other(database: PostgresDatabase) -> None:
+    shared = {
+        "store": "application",
+        "scope": "tenant",
+        "content": "Table public.refunds holds refunds.",
+        "trust": "tool",
+    }
+    await database.call("upsert_learnings", ADA, learnings=[shared], limits={})
+    await database.call(
+        "upsert_learnings",
+        ADA,
+        learnings=[{"store": "user_memory", "content": "Asked for refunds."}],
+        limits={},
+    )
+    nobody = Identity(tenant_id=ADA.tenant_id)
+    elsewhere = Identity(tenant_id="another")
+
+    async def found(identity: Identity, scope: str) -> list[str]:
+        matched = await database.call("match_memories", identity, question="refunds?", the_scope=scope)
+        return [memory["content"] for memory in matched]
+
+    assert await found(nobody, "tenant") == await found(ADA, "tenant") == [shared["content"]]
+    assert await found(ADA, "user") == ["Asked for refunds."]
+    assert await found(nobody, "agent") == await found(elsewhere, "tenant") == []
+    with pytest.raises(InvalidLearning, match="scope world is not user, agent or tenant"):
+        await found(ADA, "world")

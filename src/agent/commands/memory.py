@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 from stat import S_ISREG
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,6 +49,13 @@ app = typer.Typer(
 )
 
 _PAGE = 1000
+
+
+class Scope(StrEnum):
+    """Whose memories are searched."""
+
+    USER = "user"
+    TENANT = "tenant"
 
 
 @app.command("list", epilog=f"In a pipe: tab-separated lines without a heading. {EXIT_CODES}")
@@ -135,15 +143,22 @@ def _print_users(users: list[dict[str, Any]], *, as_json: bool) -> None:
 @app.command(epilog=f"In a pipe: tab-separated lines without a heading. {EXIT_CODES}")
 def search(
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to look for.")],
+    scope: Annotated[
+        Scope,
+        typer.Option(metavar="SCOPE", help="user, or tenant: what is known of the application, for example."),
+    ] = Scope.USER,
     user: UserOption = None,
     limit: Annotated[int, typer.Option(min=1, max=200, help="Show at most so many.")] = 5,
     tenant: TenantOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find what is known about a user that bears on a question, best first."""
+    """Find what is known about a user, or to all of a tenant, that bears on a question, best first."""
+
+    def asking(database: Database) -> Identity:
+        return tenant_identity(tenant) if scope is Scope.TENANT else somebody(database, tenant, user)
 
     by_words = settings().embedding_model is None
-    found = asyncio.run((_search_by_words if by_words else _search)(question, tenant, user, limit))
+    found = asyncio.run((_search_by_words if by_words else _search)(question, asking, limit, scope.value))
     if as_json:
         say_json(found)
     elif not found:
@@ -161,22 +176,24 @@ def search(
 
 
 async def _search_by_words(
-    question: str, tenant: str | None, user: str | None, limit: int
+    question: str, asking: Callable[[Database], Identity], limit: int, scope: str
 ) -> list[dict[str, Any]]:
     async with opened_database() as database:
         found: list[dict[str, Any]] = await database.call(
-            "match_memories", somebody(database, tenant, user), question=question, memory_limit=limit
+            "match_memories", asking(database), question=question, memory_limit=limit, the_scope=scope
         )
         return found
 
 
-async def _search(question: str, tenant: str | None, user: str | None, limit: int) -> list[dict[str, Any]]:
+async def _search(
+    question: str, asking: Callable[[Database], Identity], limit: int, scope: str
+) -> list[dict[str, Any]]:
     """By words and vectors; apart from the other because embedders take a second to import."""
     from agent.learning.machine import LearningMachine
 
     machine = LearningMachine(settings=settings())
     try:
-        return await machine.search(question, identity=somebody(machine.database, tenant, user), limit=limit)
+        return await machine.search(question, identity=asking(machine.database), limit=limit, scope=scope)
     finally:
         await machine.aclose()
 

@@ -450,9 +450,19 @@ class LearningMachine:
         self._check_store(store)
         return await self.database.clear_learnings(identity=identity, store=store)
 
-    async def search(self, question: str, *, identity: Identity, limit: int = 5) -> list[dict[str, Any]]:
-        """The user memories that fit a question best, each with its scores; empty where none does."""
-        somebody(identity)
+    async def search(
+        self, question: str, *, identity: Identity, limit: int = 5, scope: str = "user"
+    ) -> list[dict[str, Any]]:
+        """The memories of a scope that fit a question best, each with its scores; empty where none does.
+
+        Args:
+            question: what to look for.
+            identity: who asks; scope `tenant` needs no user.
+            limit: at most so many, up to 200.
+            scope: `user`, or for servers `agent` and `tenant`: what discovery learned is the tenant's.
+        """
+        if scope == "user":
+            somebody(identity)
 
         async def match() -> list[dict[str, Any]]:
             embedder = await self._ready_embedder()
@@ -460,7 +470,7 @@ class LearningMachine:
             if embedder is not None and (embedded := await embedder.embed_question(question)):
                 vector = {"question_embedding": embedded, "embedding_model": embedder.name}
             found: list[dict[str, Any]] = await self.database.call(
-                "match_memories", identity, question=question, memory_limit=limit, **vector
+                "match_memories", identity, question=question, memory_limit=limit, the_scope=scope, **vector
             )
             return found
 
