@@ -1824,13 +1824,15 @@ $$;
 -- The best memories for a question within one scope of one owner, by words (BM25 over the 400 newest memories of each word), by vectors where one
 -- is given (exact, within the scope) and, to fill up, by recency. Each score is divided by the best of its list; the
 -- sum decides, recency counting a tenth; what
--- was asked in a conversation counts less than what was stated, and does not fill up. At most 200. Returns each as {memory_id, version, store, kind, content, trust,
--- recorded_at, valid_from, score, word_score, vector_score} and whether a word or the vector matched. Leans on the primary keys of agent_memory_term and agent_memory_embedding and
--- on agent_memory_by_scope; locks nothing.
+-- was asked in a conversation counts less than what was stated, and does not fill up. At most 200, best first. Returns
+-- columns and no documents: those cost as much as the ranking, and recall needs fewer fields than search. Leans on the
+-- primary keys of agent_memory_term and agent_memory_embedding and on agent_memory_by_scope; locks nothing.
 CREATE FUNCTION agent_private.rank_memories(
     the_scope text, the_owner text, question text, question_embedding vector, embedding_model text, session_now text,
     memory_limit integer)
-RETURNS TABLE (item jsonb, matched boolean)
+RETURNS TABLE (memory_id uuid, version integer, store text, kind text, content text, trust text, recorded_at timestamptz,
+               valid_from timestamptz, score double precision, word_score double precision, vector_score double precision,
+               place bigint)
 LANGUAGE plpgsql ROWS 40
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
@@ -1879,7 +1881,7 @@ BEGIN
     ), by_words AS (
         SELECT h.memory_number, sum(h.points) AS points
         FROM hits h GROUP BY h.memory_number
-        ORDER BY points DESC, h.memory_number DESC LIMIT 100
+        ORDER BY points DESC, h.memory_number DESC LIMIT (SELECT greatest(60, least(memory_limit, 100)))
     ), by_vector AS (
         -- The cosine of a vector of zeros is no number.
         SELECT e.memory_number, coalesce(1 - nullif(agent_private.vector_distance(e.embedding, question_embedding), 'NaN'), 0) AS points
@@ -1894,7 +1896,8 @@ BEGIN
         WHERE m.tenant_id = tenant AND m.scope = the_scope AND m.owner_id = the_owner AND m.store = store_to_fill_up
           AND m.superseded_at IS NULL
           AND NOT (m.kind = 'conversation' AND agent_private.is_question(m.content))
-        ORDER BY m.memory_number DESC LIMIT 50
+        -- To fill up what words leave free; a few always, for the newest may matter more than the last of many words.
+        ORDER BY m.memory_number DESC LIMIT (SELECT greatest(10, least(50, memory_limit - count(*))) FROM by_words)
     ), candidates AS (
         SELECT c.memory_number, c.word_points, c.vector_points, percent_rank() OVER (ORDER BY c.memory_number) AS newness
         FROM (SELECT f.memory_number, max(f.word_points) AS word_points, max(f.vector_points) AS vector_points
@@ -1907,7 +1910,7 @@ BEGIN
                     UNION ALL
                     SELECT n.memory_number, 0, 0 FROM newest n) AS f
               GROUP BY f.memory_number) AS c
-    ), best AS MATERIALIZED (  -- before the documents are built: that costs more than the ranking
+    ), best AS (
         SELECT m.memory_id, m.version, m.store, m.kind, m.content, m.trust, m.recorded_at, m.valid_from,
                c.word_points, c.vector_points, c.word_points + c.vector_points + 0.1::double precision * c.newness
                    - CASE WHEN m.kind = 'conversation' AND agent_private.is_question(m.content)
@@ -1926,24 +1929,20 @@ BEGIN
         ORDER BY points DESC, c.memory_number DESC
         LIMIT least(memory_limit, 200)
     )
-    SELECT jsonb_build_object(
-               'memory_id', b.memory_id, 'version', b.version, 'store', b.store, 'kind', b.kind, 'content', b.content,
-               'trust', b.trust, 'recorded_at', b.recorded_at, 'valid_from', b.valid_from,
-               'score', round(b.points::numeric, 4),
-               'word_score', round(b.word_points::numeric, 4), 'vector_score', round(b.vector_points::numeric, 4)),
-           b.word_points > 0 OR b.vector_points > 0
-    FROM best b
-    ORDER BY b.points DESC, b.memory_number DESC;
+    SELECT b.memory_id, b.version, b.store, b.kind, b.content, b.trust, b.recorded_at, b.valid_from,
+           b.points, b.word_points, b.vector_points, row_number() OVER (ORDER BY b.points DESC, b.memory_number DESC)
+    FROM best b;
 END
 $$;
 
 -- Everything known that bears on a question, in one call: {profile, session, memories}, each a list of
 -- {memory_id, version, store, kind, field, content, trust, recorded_at, …}; empty lists where nobody asks.
--- stores says which are wanted. question_embedding is '[…]' as text, with the model that made it.
+-- stores says which are wanted. question_embedding is '[…]' as text, with the model that made it. json and not jsonb:
+-- it is written once and never looked into here.
 CREATE FUNCTION public.recall_context(
     identity jsonb, question text DEFAULT '', stores text[] DEFAULT '{user_profile,user_memory,session_context}',
     memory_limit integer DEFAULT 40, question_embedding text DEFAULT NULL, embedding_model text DEFAULT NULL)
-RETURNS jsonb
+RETURNS json
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
@@ -1953,7 +1952,7 @@ DECLARE
     tenant text;
     person text;
     fields jsonb := '[]';
-    memories jsonb := '[]';
+    memories json := '[]';
 BEGIN
     identity := agent_private.document(identity);
     previous := agent_private.enter(identity);
@@ -1973,13 +1972,15 @@ BEGIN
            OR (m.store = 'session_context' AND 'session_context' = ANY (stores)
                AND m.session_id = identity ->> 'session_id'));
     IF 'user_memory' = ANY (stores) THEN
-        SELECT coalesce(jsonb_agg(r.item ORDER BY r.place), '[]') INTO memories
+        SELECT coalesce(json_agg(json_build_object(
+            'memory_id', r.memory_id, 'version', r.version, 'store', r.store, 'kind', r.kind, 'content', r.content,
+            'trust', r.trust, 'recorded_at', r.recorded_at) ORDER BY r.place), '[]') INTO memories
         FROM agent_private.rank_memories(
-            'user', person, question, agent_private.as_vector(question_embedding), embedding_model, identity ->> 'session_id', memory_limit)
-            WITH ORDINALITY AS r (item, matched, place);
+            'user', person, question, agent_private.as_vector(question_embedding), embedding_model,
+            identity ->> 'session_id', memory_limit) AS r;
     END IF;
     PERFORM agent_private.leave(previous);
-    RETURN jsonb_build_object(
+    RETURN json_build_object(
         'profile', (SELECT coalesce(jsonb_agg(f), '[]') FROM jsonb_array_elements(fields) AS f WHERE f ->> 'store' = 'user_profile'),
         'session', (SELECT coalesce(jsonb_agg(f), '[]') FROM jsonb_array_elements(fields) AS f WHERE f ->> 'store' = 'session_context'),
         'memories', memories);
@@ -2013,11 +2014,14 @@ BEGIN
     IF owner IS NULL THEN
         PERFORM agent_private.refuse('PT422', format('scope %s is not user, agent or tenant', the_scope));
     END IF;
-    SELECT coalesce(jsonb_agg(r.item ORDER BY r.place), '[]') INTO found
+    SELECT coalesce(jsonb_agg(jsonb_build_object(
+        'memory_id', r.memory_id, 'version', r.version, 'store', r.store, 'kind', r.kind, 'content', r.content,
+        'trust', r.trust, 'recorded_at', r.recorded_at, 'valid_from', r.valid_from, 'score', round(r.score::numeric, 4),
+        'word_score', round(r.word_score::numeric, 4), 'vector_score', round(r.vector_score::numeric, 4)) ORDER BY r.place), '[]')
+    INTO found
     FROM agent_private.rank_memories(
-        the_scope, owner, question, agent_private.as_vector(question_embedding), embedding_model, NULL, memory_limit)
-        WITH ORDINALITY AS r (item, matched, place)
-    WHERE r.matched;
+        the_scope, owner, question, agent_private.as_vector(question_embedding), embedding_model, NULL, memory_limit) AS r
+    WHERE r.word_score > 0 OR r.vector_score > 0;
     PERFORM agent_private.leave(previous);
     RETURN found;
 END

@@ -1158,8 +1158,12 @@ async def test_a_vector_of_zeros_spoils_no_ranking(database: PostgresDatabase) -
             "recall_context", ADA, question="feline", question_embedding=vector, embedding_model="m"
         )
         assert found["memories"][0]["memory_id"] == near["memory_id"]
-        assert all(isinstance(item["score"], int | float) for item in found["memories"])
-        assert all(item["score"] == item["score"] for item in found["memories"])
+        hits = await database.call(
+            "match_memories", ADA, question="feline", question_embedding=vector, embedding_model="m"
+        )
+        assert hits[0]["memory_id"] == near["memory_id"]
+        assert all(isinstance(hit["score"], int | float) for hit in hits)
+        assert all(hit["score"] == hit["score"] for hit in hits)
 
 
 async def test_vectors_go_with_their_memory_and_are_not_stored_for_others(

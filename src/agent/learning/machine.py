@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 _RECORDING_UNWAITED_MAX = 64
 """Runs of a machine on their way to the database before answers wait: what a killed process could lose."""
+_ANSWER_FIRST = timedelta(milliseconds=2)
+"""How long a run that was handed over lets its answer go out first."""
 StoreName = Literal["user_profile", "user_memory", "session_context"]
 _STORE_NAMES = get_args(StoreName)
 
@@ -221,25 +223,43 @@ class LearningMachine:
             await self._worker.recorded(identity)
         return recorded
 
-    def record_later(self, identity: Identity, run: dict[str, Any]) -> concurrent.futures.Future[bool]:
-        """Record a run whether or not the caller waits for it; `drain` and the end of the process do."""
+    def record_later(
+        self, identity: Identity, run: dict[str, Any], *, rest: timedelta = timedelta(0)
+    ) -> concurrent.futures.Future[bool]:
+        """Record a run whether or not the caller waits for it; `drain` and the end of the process do.
+
+        Args:
+            identity: whose it is.
+            run: what `record_run` takes.
+            rest: how long recording leaves the interpreter to others before it begins.
+        """
         self._use()
         self._worker.register()
-        future = portal().submit(self.record(identity, run))
+        future = portal().submit(self._record_after(rest, identity, run))
         self._recording.add(future)
         future.add_done_callback(self._recording.discard)
         return future
 
+    async def _record_after(self, rest: timedelta, identity: Identity, run: dict[str, Any]) -> bool:
+        if rest:
+            await asyncio.sleep(rest.total_seconds())
+        return await self.record(identity, run)
+
+    def _hand_over(self, identity: Identity, run: dict[str, Any]) -> concurrent.futures.Future[bool]:
+        # One interpreter serves both: without the rest the record would be written while the answer waits for it.
+        rest = timedelta(0) if self.settings.durable_runs else _ANSWER_FIRST
+        return self.record_later(identity, run, rest=rest)
+
     def finish(self, identity: Identity, run: dict[str, Any]) -> None:
         """`record_later` at the end of a run, whose answer waits for it only where it should: with `durable_runs`, or
         when the database takes runs more slowly than they come."""
-        recording = self.record_later(identity, run)
+        recording = self._hand_over(identity, run)
         if self._must_wait:
             recording.result()
 
     async def afinish(self, identity: Identity, run: dict[str, Any]) -> None:
         """The async form of `finish`."""
-        recording = self.record_later(identity, run)
+        recording = self._hand_over(identity, run)
         if self._must_wait:
             # Shielded: who gives up waiting now must not take the finished run with them.
             await asyncio.shield(asyncio.wrap_future(recording))

@@ -97,7 +97,6 @@ class Memory:
     kind: str = ""
     field: str | None = None
     value: Any = None
-    score: float = 0.0
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Memory:
@@ -112,7 +111,6 @@ class Memory:
             kind=row.get("kind") or "",
             field=row.get("field"),
             value=row.get("value"),
-            score=float(row.get("score") or 0.0),
         )
 
 
