@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import random
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, LiteralString
 
 import procrastinate
+import procrastinate.worker
 import psycopg
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
@@ -19,15 +20,22 @@ from agent.events import emit
 from agent.identity import Identity
 
 if TYPE_CHECKING:
+    from agent.database import Database
     from agent.learning.machine import LearningMachine
 
+ClockWork = Mapping[tuple[str, str], Callable[[], Awaitable[None]]]
+"""By tenant and name of a clock: does its open ticks."""
+
 LEARN_SESSION = "agent.learn_session"
+TICK = "agent.tick"
 DEFAULT_QUEUE = "learning"
 _ATTEMPTS_MAX = 6
 _RETRY_SECONDS = 10.0
+_OTHERS_CLOCK_SECONDS = 2
 _HEARTBEATS_BEFORE_STALLED = 3
 _SPOOL_INTERVAL = timedelta(seconds=15)
 _FETCH_INTERVAL_SECONDS = 1.0
+_REGISTERED_SECONDS = 0.02  # how often to look whether the queue knows a new worker
 _CONNECTION_SECONDS_MAX = 10.0  # without one for so long the database is away
 _GRACE = timedelta(seconds=60)
 
@@ -90,9 +98,18 @@ class _Connector(procrastinate.PsycopgConnector):
             await super().execute_query_async(query, **arguments)
 
 
+class _OthersClock(Exception):
+    """The job is for a clock of other processes: a worker of all queues took it and gives it back."""
+
+
 @contextlib.asynccontextmanager
-async def queue_app(url: str, machines: Sequence[LearningMachine]) -> AsyncIterator[procrastinate.App]:
-    """The queue of a database, with the task that learns; a job goes to the machine of its queue, else to the first."""
+async def queue_app(
+    url: str, machines: Sequence[LearningMachine], clocks: ClockWork | None = None
+) -> AsyncIterator[procrastinate.App]:
+    """The queue of a database, with the task that learns and the one that does ticks.
+
+    A session goes to the machine of its queue, else to the first.
+    """
     by_queue = {machine.queue: machine for machine in machines}
 
     async def configure(connection: psycopg.AsyncConnection[Any]) -> None:
@@ -118,14 +135,32 @@ async def queue_app(url: str, machines: Sequence[LearningMachine]) -> AsyncItera
         machine = by_queue.get(context.job.queue) or machines[0]
         await learn_session(machine, Identity.from_json(identity), attempt, context.job.queue)
 
+    gives_back = procrastinate.RetryStrategy(wait=_OTHERS_CLOCK_SECONDS, retry_exceptions=[_OthersClock])
+
+    @app.task(name=TICK, retry=gives_back)
+    async def tick(identity: dict[str, str], clock: str) -> None:
+        work = (clocks or {}).get((identity["tenant_id"], clock))
+        if work is None:
+            raise _OthersClock(clock)
+        await work()
+
     async with app.open_async():
         yield app
 
 
 class Worker:
-    """Takes jobs of some queues and does them with the machines given, until it is stopped.
+    """Takes jobs of some queues and does them with the machines and clocks given, until it is stopped.
 
     Beside it a clock gives the jobs of dead workers to the living and delivers spooled runs.
+
+    Args:
+        url: the Postgres that holds the queue.
+        machines: who learns sessions.
+        queues: those to work on; `None`: all.
+        concurrency: jobs at the same time.
+        stalled_after: a worker without a heartbeat for so long is taken for dead.
+        database: the same database, where there are clocks and no machines.
+        clocks: who does ticks.
     """
 
     def __init__(
@@ -136,13 +171,19 @@ class Worker:
         queues: Sequence[str] | None,
         concurrency: int,
         stalled_after: timedelta,
+        database: Database | None = None,
+        clocks: ClockWork | None = None,
     ) -> None:
-        if not machines:
-            raise ConfigurationError("a worker needs at least one LearningMachine")
+        if database is None:
+            if not machines:
+                raise ConfigurationError("a worker needs at least one LearningMachine, or a database")
+            database = machines[0].database
         if concurrency < 1:
             raise ConfigurationError(f"concurrency={concurrency!r} must be at least 1")
         self._url = url
         self._machines = machines
+        self._database = database
+        self._clocks = clocks
         self._queues = queues
         self._concurrency = concurrency
         self._stalled_after = stalled_after
@@ -167,7 +208,7 @@ class Worker:
     async def run(self) -> None:
         """Work until asked to stop, or until the queue cannot be worked on, and raise why."""
         heartbeat = self._stalled_after.total_seconds() / _HEARTBEATS_BEFORE_STALLED
-        async with queue_app(self._url, self._machines) as app:
+        async with queue_app(self._url, self._machines, self._clocks) as app:
             clock = AsyncIOScheduler(timezone="UTC")
             interval = max(self._stalled_after.total_seconds() / 2, 0.5)
             clock.add_job(self._rescue, "interval", seconds=interval, max_instances=1, coalesce=True)
@@ -181,20 +222,21 @@ class Worker:
             await self._rescue()
             await self._retry_failed()
             await self._deliver()
-            working = asyncio.create_task(
-                app.run_worker_async(
-                    queues=self._queues,  # type: ignore[arg-type]  # None is every queue, as its documentation says
-                    concurrency=self._concurrency,
-                    install_signal_handlers=False,
-                    fetch_job_polling_interval=_FETCH_INTERVAL_SECONDS,
-                    update_heartbeat_interval=heartbeat,
-                    stalled_worker_timeout=self._stalled_after.total_seconds(),
-                    delete_jobs="successful",
-                )
+            worker = procrastinate.worker.Worker(
+                app,
+                queues=self._queues,
+                concurrency=self._concurrency,
+                install_signal_handlers=False,
+                fetch_job_polling_interval=_FETCH_INTERVAL_SECONDS,
+                update_heartbeat_interval=heartbeat,
+                stalled_worker_timeout=self._stalled_after.total_seconds(),
+                delete_jobs="successful",
             )
+            working = asyncio.create_task(worker.run())  # type: ignore[no-untyped-call]
             asked = asyncio.create_task(self._stopping.wait())
             clock.start()
             try:
+                await self._say_queues(app, worker, working)
                 await asyncio.wait({working, asked}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 clock.shutdown(wait=False)
@@ -206,9 +248,25 @@ class Worker:
             if not self.stopping:
                 working.result()
 
+    async def _say_queues(
+        self, app: procrastinate.App, worker: procrastinate.worker.Worker, working: asyncio.Task[None]
+    ) -> None:
+        """Let others see for which queues this worker lives."""
+        if self._queues is None:
+            return
+        while worker.worker_id is None:
+            if working.done() or self.stopping:
+                return
+            await asyncio.sleep(_REGISTERED_SECONDS)
+        await app.connector.execute_query_async(
+            "INSERT INTO agent_queue.agent_worker (worker_id, queues) VALUES (%(worker_id)s, %(queues)s)",
+            worker_id=worker.worker_id,
+            queues=list(self._queues),
+        )
+
     async def _rescue(self) -> None:
         try:
-            rescued = await self._machines[0].database.call(
+            rescued = await self._database.call(
                 "rescue_learning", stalled_seconds=self._stalled_after.total_seconds()
             )
         except DatabaseUnavailable:
@@ -218,7 +276,7 @@ class Worker:
 
     async def _retry_failed(self) -> None:
         queues = list(self._queues) if self._queues is not None else None
-        again = await self._machines[0].database.call("retry_failed_learning", the_queues=queues)
+        again = await self._database.call("retry_failed_learning", the_queues=queues)
         if again:
             emit("jobs_retried", jobs=again)
 

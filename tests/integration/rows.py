@@ -36,6 +36,8 @@ TENANT_TABLES = (
     "agent_execution_budget",
     "agent_execution_halt",
     "agent_tool",
+    "agent_tick",
+    "agent_clock",
 )
 
 

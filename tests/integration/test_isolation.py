@@ -88,6 +88,12 @@ FOR_SERVERS: dict[str, dict[str, Any]] = {
     "retire_tool": {"tool_name": "t", "version": None, "by": "eve"},
     "list_tools": {},
     "get_tool": {"tool_name": "t", "version": None},
+    "tick": {"the_clock": "c", "interval_seconds": 3600.0, "replica": "r"},
+    "take_tick": {"the_clock": "c", "worker": "w", "lease_seconds": 60.0, "attempts_max": 5},
+    "keep_tick": {"the_clock": "c", "slot": "2026-01-01T00:00:00Z", "attempt": 1, "lease_seconds": 60.0},
+    "finish_tick": {"the_clock": "c", "slot": "2026-01-01T00:00:00Z", "attempt": 1, "the_state": "done"},
+    "leave_clock": {"the_clock": "c", "replica": "r"},
+    "clock_status": {},
 }
 WITHOUT_IDENTITY: dict[str, dict[str, Any]] = {
     "server_secret": {"purpose": "seal"},

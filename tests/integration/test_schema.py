@@ -24,6 +24,7 @@ _OURS = [path for path in _SCHEMAS if "queue" not in path.name]
 # What may write to the queue, which agent_app has no rights on.
 _BRIDGES = {
     "enqueue_learning",
+    "enqueue_tick",
     "expedite_jobs",
     "forget_jobs",
     "queue_state",

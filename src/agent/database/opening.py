@@ -7,6 +7,7 @@ import weakref
 from typing import Any
 
 from agent.database.protocol import Database
+from agent.errors import ConfigurationError
 from agent.identity import Identity
 from agent.portal import forget_in_forked_child, portal
 from agent.settings import Settings
@@ -36,6 +37,24 @@ def open_database(settings: Settings) -> Database:
     if database is None:
         database = _opened[place] = _open(settings)
     return database
+
+
+async def queue_url(database: Database) -> str:
+    """Address of the Postgres that holds the queue, for workers.
+
+    Raises:
+        ConfigurationError: only Supabase's web address is known; workers need a Postgres connection.
+    """
+    from agent.database.postgres import PostgresDatabase
+
+    if isinstance(database, EmbeddedDatabase):
+        return await database.url()
+    if isinstance(database, PostgresDatabase):
+        return database.url
+    raise ConfigurationError(
+        "a worker needs a connection to Postgres and only SUPABASE_URL is set; set DATABASE_URL to the project's "
+        "connection string (session mode or direct, port 5432) where the worker runs"
+    )
 
 
 def _open(settings: Settings) -> Database:

@@ -16,8 +16,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 
-from agent.database.opening import EmbeddedDatabase, open_database
-from agent.database.postgres import PostgresDatabase
+from agent.database.opening import open_database, queue_url
 from agent.database.protocol import Database, checked_id, somebody
 from agent.database.supabase import SupabaseDatabase
 from agent.errors import ConfigurationError, IdentityError, InvalidLearning, LearningError
@@ -504,14 +503,7 @@ class LearningMachine:
         Raises:
             ConfigurationError: only Supabase's web address is known; workers need a Postgres connection.
         """
-        if isinstance(self.database, EmbeddedDatabase):
-            return await self.database.url()
-        if isinstance(self.database, PostgresDatabase):
-            return self.database.url
-        raise ConfigurationError(
-            "a worker needs a connection to Postgres and only SUPABASE_URL is set; set DATABASE_URL to the project's "
-            "connection string (session mode or direct, port 5432) where the worker runs"
-        )
+        return await queue_url(self.database)
 
     async def start_worker(self) -> None:
         """Start the worker of this process now rather than at the first run, where `settings.worker` wants one."""
