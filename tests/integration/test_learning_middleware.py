@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,31 @@ def machine(learning_database: ThrowawayDatabase) -> Iterator[LearningMachine]:
     made = machine_on(learning_database)
     yield made
     asyncio.run(made.aclose())
+
+
+class CountingThreads(ThreadPoolExecutor):
+    """A thread pool that knows how often it was used."""
+
+    used = 0
+
+    def submit(self, *arguments: Any, **named: Any) -> Any:
+        self.used += 1
+        return super().submit(*arguments, **named)
+
+
+def test_an_async_run_takes_no_trip_to_a_thread_pool(machine: LearningMachine) -> None:
+    """LangChain's wrapping of a hook for LangSmith would take two for each model call."""
+    agent = create_agent(ScriptedChat(script=["hello"]), [], middleware=[LearningMiddleware(machine)])
+    threads = CountingThreads()
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_default_executor(threads)
+        await agent.ainvoke(said("hello"), as_user("ada", "1"))
+
+    asyncio.run(run())
+
+    assert len(runs_of(machine)) == 1
+    assert threads.used == 0
 
 
 @tool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Annotated, Any, NotRequired
 
 from langchain.agents.middleware import (
@@ -52,7 +52,7 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
     """
 
     state_schema = LearningState
-    trace_policy = TracePolicy(process_inputs=omit_payload)
+    trace_policy = TracePolicy(process_inputs=omit_payload, process_outputs=omit_payload)
 
     def __init__(self, machine: LearningMachine | None = None, **options: Any) -> None:
         super().__init__()
@@ -117,7 +117,16 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
         _saw(trace, response)
         return response
 
-    async def awrap_model_call(
+    def awrap_model_call(
+        self,
+        request: ModelRequest[Any],
+        handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
+    ) -> Coroutine[Any, Any, ModelResponse[Any]]:
+        # A function that gives a coroutine, and no coroutine function: LangChain wraps each hook for LangSmith, and
+        # around a coroutine function that costs two trips to a thread pool per model call, traced or not.
+        return self._awrap_model_call(request, handler)
+
+    async def _awrap_model_call(
         self,
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
