@@ -73,9 +73,21 @@ CREATE TABLE public.agent_execution_halt (
 COMMENT ON TABLE public.agent_execution_halt IS 'The kill switch: while a row has no resumed_at, what it names does not run. No agent or no tool means every one.';
 CREATE INDEX agent_execution_halt_in_force ON public.agent_execution_halt (tenant_id) WHERE resumed_at IS NULL;
 
+CREATE TABLE public.agent_execution_result (
+    tenant_id text NOT NULL,
+    approval_id uuid PRIMARY KEY REFERENCES public.human_approval_queue,
+    user_id text,
+    log_id bigint NOT NULL,
+    result text NOT NULL CONSTRAINT agent_execution_result_size CHECK (octet_length(result) <= 65536),
+    saved_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE public.agent_execution_result IS 'What an approved call gave, as JSON, for whoever comes back with the very same call: kept for 7 days, and erased with its user.';
+CREATE INDEX agent_execution_result_by_time ON public.agent_execution_result (saved_at);
+CREATE INDEX agent_execution_result_by_user ON public.agent_execution_result (tenant_id, user_id);
+
 SELECT agent_private.guard(t) FROM unnest(ARRAY[
     'public.agent_execution_log', 'public.agent_execution_details', 'public.agent_execution_budget',
-    'public.agent_execution_halt']::regclass[]) AS t;
+    'public.agent_execution_halt', 'public.agent_execution_result']::regclass[]) AS t;
 REVOKE UPDATE, DELETE ON public.agent_execution_log FROM agent_app;
 REVOKE UPDATE ON public.agent_execution_details FROM agent_app;
 REVOKE DELETE ON public.agent_execution_halt FROM agent_app;
@@ -85,7 +97,8 @@ DECLARE
     target text;
 BEGIN
     FOREACH target IN ARRAY ARRAY[
-        'agent_execution_log', 'agent_execution_details', 'agent_execution_budget', 'agent_execution_halt'] LOOP
+        'agent_execution_log', 'agent_execution_details', 'agent_execution_budget', 'agent_execution_halt',
+        'agent_execution_result'] LOOP
         EXECUTE format($policy$
             CREATE POLICY of_the_tenant ON public.%I TO agent_app
             USING (
@@ -238,7 +251,8 @@ END
 $$;
 
 -- End the execution of the approval of this ticket in the tenant (NULL: of any) and log it. Returns {log_id, state}.
--- An execution that was given up as unknown stays so, but what became of it is logged.
+-- An execution that was given up as unknown stays so, but what became of it is logged. entry.result, the JSON of what it
+-- gave, is kept for get_execution_result.
 CREATE FUNCTION agent_private.finish(the_tenant text, ticket text, entry jsonb, only_executing boolean)
 RETURNS jsonb
 LANGUAGE plpgsql
@@ -276,6 +290,10 @@ BEGIN
         'user_id', a.requested_by, 'agent_id', a.agent_id, 'session_id', a.session_id, 'run_id', a.run_id), entry, a.decided_by);
     -- The row is this transaction's already; nobody can wait for it and hold the head of the chain.
     UPDATE public.human_approval_queue q SET log_id = the_log_id WHERE q.approval_id = a.approval_id;
+    IF a.state = 'executing' AND final = 'executed' AND octet_length(entry ->> 'result') <= 65536 THEN
+        INSERT INTO public.agent_execution_result (tenant_id, approval_id, user_id, log_id, result)
+        VALUES (a.tenant_id, a.approval_id, a.requested_by, the_log_id, entry ->> 'result');
+    END IF;
     PERFORM agent_private.append_event(a.tenant_id, a.approval_id, final, a.claimed_by, jsonb_build_object('log_id', the_log_id));
     RETURN jsonb_build_object('log_id', the_log_id, 'state', CASE WHEN a.state = 'executing' THEN final ELSE a.state END);
 END
@@ -318,6 +336,30 @@ BEGIN
     receipt := agent_private.finish(agent_private.sql_tenant(), ticket, agent_private.document(entry), true);
     PERFORM agent_private.leave(previous);
     RETURN receipt;
+END
+$$;
+
+-- What the call of an approval gave, for the user who asked for it: {log_id, result}, result as JSON text. NULL where
+-- nothing was kept, it was too long ago, or it is another's.
+CREATE FUNCTION public.get_execution_result(identity jsonb, the_approval_id uuid)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous text[];
+    found jsonb;
+BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity, 'tenant');
+    IF previous IS NULL THEN
+        RETURN NULL;
+    END IF;
+    SELECT jsonb_build_object('log_id', r.log_id, 'result', r.result) INTO found FROM public.agent_execution_result r
+    WHERE r.tenant_id = current_setting('agent.tenant_id') AND r.approval_id = the_approval_id
+      AND r.user_id IS NOT DISTINCT FROM nullif(identity ->> 'user_id', '');
+    PERFORM agent_private.leave(previous);
+    RETURN found;
 END
 $$;
 
@@ -642,6 +684,9 @@ BEGIN
           -- LangGraph gives a node its earlier answers again as long as an approval lives, which is 7 days at most.
           AND (o.channel NOT IN ('interrupt', 'decision interrupt') OR o.seen_at < clock_timestamp() - interval '8 days')
         ORDER BY o.seen_at LIMIT 1000 FOR UPDATE SKIP LOCKED);
+    DELETE FROM public.agent_execution_result r WHERE r.approval_id IN (
+        SELECT o.approval_id FROM public.agent_execution_result o
+        WHERE o.saved_at < clock_timestamp() - interval '7 days' ORDER BY o.saved_at LIMIT 1000 FOR UPDATE SKIP LOCKED);
     FOR due IN
         SELECT a.* FROM public.human_approval_queue a
         WHERE (a.state IN ('pending', 'approved') AND (a.state = 'pending' OR a.kind <> 'tool_version') AND a.expires_at <= clock_timestamp())
@@ -691,7 +736,7 @@ BEGIN
 END
 $$;
 
--- Erase what approvals and the log hold of a user: arguments, errors, rows as they were before, paused programs; what
+-- Erase what approvals and the log hold of a user: arguments, errors, results, rows as they were before, paused programs; what
 -- still waited is cancelled. That something was done, by which tool and with which risk, stays. The caller has entered.
 -- Returns the number of rows changed per table.
 CREATE OR REPLACE FUNCTION agent_private.erase_elsewhere(the_tenant text, the_user text)
@@ -703,6 +748,7 @@ DECLARE
     asked bigint;
     details bigint;
     paused bigint;
+    results bigint;
     gone bigint[];
     emptied uuid[];
     closed uuid[];
@@ -722,6 +768,8 @@ BEGIN
     DELETE FROM public.approval_continuation c USING public.human_approval_queue a
     WHERE a.approval_id = c.approval_id AND a.tenant_id = the_tenant AND a.requested_by = the_user;
     GET DIAGNOSTICS paused = ROW_COUNT;
+    DELETE FROM public.agent_execution_result r WHERE r.tenant_id = the_tenant AND r.user_id = the_user;
+    GET DIAGNOSTICS results = ROW_COUNT;
     WITH deleted AS (
         DELETE FROM public.agent_execution_details d WHERE d.tenant_id = the_tenant AND d.user_id = the_user
         RETURNING d.log_id)
@@ -734,7 +782,8 @@ BEGIN
         PERFORM agent_private.append_event(the_tenant, NULL, 'erased', NULL,
                                            jsonb_build_object('log_ids', gone, 'approval_ids', emptied));
     END IF;
-    RETURN jsonb_build_object('human_approval_queue', asked, 'approval_continuation', paused, 'agent_execution_details', details);
+    RETURN jsonb_build_object('human_approval_queue', asked, 'approval_continuation', paused, 'agent_execution_details', details,
+                              'agent_execution_result', results);
 END
 $$;
 

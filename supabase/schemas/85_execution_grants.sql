@@ -37,6 +37,7 @@ SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.list_halts(jsonb)',
     'public.list_executions(jsonb, jsonb)',
     'public.get_execution(jsonb, bigint)',
+    'public.get_execution_result(jsonb, uuid)',
     'public.verify_executions(jsonb)',
     'public.tend_approvals(double precision)',
     'public.save_tool_version(jsonb, jsonb)',

@@ -35,6 +35,7 @@ TENANT_TABLES = (
     "agent_execution_details",
     "agent_execution_budget",
     "agent_execution_halt",
+    "agent_execution_result",
     "agent_tool",
     "agent_tick",
     "agent_clock",

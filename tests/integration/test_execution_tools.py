@@ -543,3 +543,83 @@ def test_the_model_is_told_no_address_no_login_and_no_path(
 def test_a_wrong_table_is_called_a_table(executor: SafeExecutor) -> None:
     result = run(executor, "query_data", {"table": "public.orders; drop table x"})
     assert "is no name of a table" in (result.error or "")
+
+
+INSERT = {"sql": "INSERT INTO shop.orders (tenant_id, status) VALUES ('acme', 'new')"}
+
+
+def orders_begun(store: Shop) -> Any:
+    """What the sequence of the orders says, which a trial moves on though it is taken back."""
+    return store.rows("SELECT last_value FROM shop.orders_id_seq")
+
+
+def test_a_write_that_is_denied_halted_or_over_its_limit_does_not_touch_the_tables(
+    store: Shop, make: MakeExecutor
+) -> None:
+    before = orders_begun(store)
+    for rules in (
+        '[[rule]]\ntool = "execute_sql"\nrisk = "WRITE"\ndecision = "deny"\n',
+        '[[rule]]\ntool = "execute_sql"\nrisk = "WRITE"\ndecision = "ask"\nper_hour = 0\n',
+        '[[grant]]\nrights = ["sql.read"]\n',
+    ):
+        executor = make(TABLES + rules, tenant="acme")
+        assert run(executor, "execute_sql", INSERT, wait=False).status == "denied", rules
+    executor = make(TABLES, tenant="acme")
+    halt = {"tool": "execute_sql", "reason": "mad", "halted_by": "ada"}
+    made = asyncio.run(executor.database.call("halt_executions", CAROL, halt=halt))
+    assert run(executor, "execute_sql", INSERT, wait=False).status == "denied"
+    assert orders_begun(store) == before
+
+    asyncio.run(executor.database.call("resume_executions", CAROL, halt_id=made["halt_id"], resumed_by="ada"))
+    assert run(executor, "execute_sql", INSERT, wait=False).waits_for is not None
+    assert orders_begun(store) != before
+
+
+def test_reading_and_writing_by_sql_are_rights_of_their_own(store: Shop, make: MakeExecutor) -> None:
+    executor = make(TABLES + '[[grant]]\nrights = ["sql.read"]\n', tenant="acme")
+    assert run(executor, "execute_sql", {"sql": "SELECT id FROM shop.orders"}).status == "succeeded"
+    assert run(executor, "query_data", {"table": "shop.orders", "columns": ["id"]}).status == "succeeded"
+    refused: dict[str, dict[str, Any]] = {
+        "execute_sql": {"sql": "UPDATE shop.orders SET status = 'x' WHERE id = 2"},
+        "update_client_status": {"table": "shop.orders", "key": {"id": 2}, "values": {"status": "x"}},
+        "send_email": {"to": ["a@example.com"], "subject": "s", "body": "b"},
+        "create_new_tool": {"name": "n", "description": "d", "code": "", "parameters": {}, "examples": []},
+    }
+    found = {tool: run(executor, tool, args, wait=False) for tool, args in refused.items()}
+    assert {tool: str(one.error).partition(",")[0] for tool, one in found.items()} == {
+        "execute_sql": "execute_sql needs the right sql.write",
+        "update_client_status": "update_client_status needs the right sql.write",
+        "send_email": "send_email needs the right mail.send",
+        "create_new_tool": "create_new_tool needs the right tools.create",
+    }
+
+
+def test_the_same_write_again_gives_what_it_gave_and_changes_nothing(store: Shop, make: MakeExecutor) -> None:
+    rule = '[[rule]]\ntool = "execute_sql"\nrisk = "WRITE"\ndecision = "allow"\n'
+    executor = make(TABLES + rule, tenant="acme")
+    write = {"sql": "UPDATE shop.orders SET amount = amount + 1 WHERE id = 2 RETURNING id, amount"}
+    first = run(executor, "execute_sql", write, request_key="k")
+    again = run(executor, "execute_sql", write, request_key="k")
+    assert (first.status, first.repeated) == ("succeeded", False)
+    assert (again.status, again.repeated, again.log_id) == ("succeeded", True, first.log_id)
+    assert again.value == first.value
+    assert again.value["rows"] == [{"id": 2, "amount": 3}]
+    assert store.rows("SELECT amount FROM shop.orders WHERE id = 2") == [(3,)]
+
+
+def test_a_mail_is_sent_once_though_the_call_comes_back(make: MakeExecutor) -> None:
+    allow = (
+        'allowed = ["*@example.com"]\ndry_run = false\n'
+        '[[rule]]\ntool = "send_email"\nrisk = "WRITE"\ndecision = "allow"\n'
+    )
+    with mailbox() as server:
+        executor = mailer(make, server, allow)
+        found = [run(executor, "send_email", MAIL, request_key="k") for _ in range(2)]
+        assert [(one.status, one.repeated) for one in found] == [("succeeded", False), ("succeeded", True)]
+        assert found[0].value == found[1].value
+        assert len(server.mails) == 1
+    with mailbox(dies=True) as server:
+        executor = mailer(make, server, allow)
+        found = [run(executor, "send_email", MAIL, request_key="other") for _ in range(2)]
+        assert [one.status for one in found] == ["unknown", "refused"]
+        assert len(server.mails) == 1

@@ -82,6 +82,7 @@ FOR_SERVERS: dict[str, dict[str, Any]] = {
     "list_halts": {},
     "list_executions": {},
     "get_execution": {"the_log_id": 1},
+    "get_execution_result": {"the_approval_id": SOME_ID},
     "verify_executions": {},
     "save_tool_version": {"tool": {"name": "t", "code": "1", "code_hash": "a" * 64, "author": "eve"}},
     "approve_tool_version": {"ticket": "t", "tool_name": "t", "version": 1, "code_hash": "a" * 64},
@@ -434,6 +435,7 @@ async def test_with_no_identity_every_function_finds_nothing_or_refuses(
         "list_halts": [],
         "list_executions": [],
         "get_execution": None,
+        "get_execution_result": None,
         "list_tools": [],
         "get_tool": None,
     }

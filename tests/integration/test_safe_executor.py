@@ -579,3 +579,179 @@ def test_a_process_that_is_killed_leaves_no_action_done_twice_or_unknown_to_us()
         ("sql", "claimed"): "unknown",
         ("sql", "done"): "executed",
     }
+
+
+def test_a_call_without_its_rights_is_refused_before_anybody_is_asked(
+    make: MakeExecutor, deeds: Deeds
+) -> None:
+    look, delete = deeds.registry().get("look"), deeds.registry().get("delete")
+    assert look is not None
+    assert delete is not None
+    tools = [replace(look, rights=("crm.read",)), delete]
+    executor = make(
+        '[[grant]]\nrights = ["crm.*"]\n[[grant]]\nrights = ["delete"]\nagent = "chief"\n',
+        registry=ToolRegistry(tools),
+    )
+
+    assert run(executor, "look", {"user_id": 1}).status == "succeeded"
+    denied = run(executor, "delete", {"user_id": 2})
+    assert denied.status == "denied"
+    assert denied.error == (
+        "delete needs the right delete, which the policy file does not grant to agent clerk of tenant default"
+    )
+    assert approvals(executor) == []
+    assert (log_of(executor)[-1]["decision"], log_of(executor)[-1]["error"]) == ("denied", denied.error)
+    chief = CAROL.with_(agent_id="chief")
+    assert run(executor, "delete", {"user_id": 3}, identity=chief, wait=False).waits_for is not None
+    assert deeds.done == [1]
+
+
+def test_a_call_may_need_more_rights_than_its_tool(make: MakeExecutor, deeds: Deeds) -> None:
+    class Arguments(ToolArguments):
+        user_id: int
+
+    async def risk(arguments: Any, context: CallContext) -> Appraisal:
+        return Appraisal(risk=Risk.READ, rights=("far",) if arguments.user_id > 5 else ())
+
+    delete = deeds.registry().get("delete")
+    assert delete is not None
+    tool = replace(delete, name="reach", risk=risk, rights=("near",))
+    executor = make('[[grant]]\nrights = ["near"]\n', registry=ToolRegistry([tool]))
+    assert [run(executor, "reach", {"user_id": one}).status for one in (1, 9)] == ["succeeded", "denied"]
+
+
+def test_each_agent_has_a_limit_of_its_own_where_the_rule_says_so(make: MakeExecutor, deeds: Deeds) -> None:
+    rule = '[[rule]]\ntool = "look"\ndecision = "allow"\nper_hour = 2\nper = "agent"\n'
+    executor = make(rule, registry=deeds.registry())
+    statuses = [
+        run(executor, "look", {"user_id": 1}, identity=CAROL.with_(agent_id=agent)).status
+        for agent in ("a", "a", "a", "b", "b", "b", None)
+    ]
+    assert statuses == ["succeeded", "succeeded", "denied", "succeeded", "succeeded", "denied", "succeeded"]
+
+
+def measuring(deeds: Deeds, **options: Any) -> ToolSpec:
+    """A tool whose trial is taken down."""
+    delete = deeds.registry().get("delete")
+    assert delete is not None
+
+    async def measure(arguments: Any, context: CallContext, appraisal: Appraisal) -> Appraisal:
+        if not context.bounds:
+            deeds.done.append("tried")
+        return replace(appraisal, bounds={"rows": 1})
+
+    return replace(delete, measure=measure, **options)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        '[[rule]]\ntool = "delete"\ndecision = "deny"\n',
+        '[[rule]]\ntool = "delete"\ndecision = "ask"\nper_hour = 0\n',
+        '[[grant]]\nrights = ["sql.*"]\n',
+    ],
+)
+def test_what_is_denied_is_not_tried(make: MakeExecutor, deeds: Deeds, rules: str) -> None:
+    executor = make(rules, registry=ToolRegistry([measuring(deeds)]))
+    assert run(executor, "delete", {"user_id": 1}, wait=False).status == "denied"
+    assert deeds.done == []
+
+
+def test_what_is_halted_is_not_tried_and_a_tried_call_counts_once(make: MakeExecutor, deeds: Deeds) -> None:
+    executor = make(registry=ToolRegistry([measuring(deeds, per_hour=2)]))
+    asked = [run(executor, "delete", {"user_id": number}, wait=False) for number in range(3)]
+    assert [one.waits_for is not None for one in asked] == [True, True, False]
+    assert deeds.done == ["tried", "tried"]
+    assert "2 times in the last hour" in str(asked[2].error)
+
+    (first, *_) = approvals(executor)
+    decide(executor, first, "approve")
+    assert asyncio.run(
+        executor.run_approved(asyncio.run(executor.queue.get(first.approval_id, CAROL)), CAROL)
+    ).ok
+    asyncio.run(executor.database.call("halt_executions", CAROL, halt={"reason": "mad", "halted_by": "ada"}))
+    halted = run(executor, "delete", {"user_id": 4}, wait=False)
+    assert (halted.status, "stopped by ada" in str(halted.error)) == ("denied", True)
+    assert deeds.done.count("tried") == 2
+
+
+ALLOW = '[[rule]]\ntool = "delete"\nrisk = "WRITE"\ndecision = "allow"\n'
+
+
+def test_the_same_call_of_a_keyed_tool_gives_the_recorded_result_and_runs_once(
+    make: MakeExecutor, deeds: Deeds, learning_database: ThrowawayDatabase
+) -> None:
+    delete = deeds.registry().get("delete")
+    assert delete is not None
+    executor = make(ALLOW, registry=ToolRegistry([replace(delete, idempotency="keyed")]))
+    first = run(executor, "delete", {"user_id": 7}, request_key="k")
+    heard: list[Event] = []
+    with listening(heard.append):
+        again = run(executor, "delete", {"user_id": 7}, request_key="k")
+
+    assert (again.status, again.value, again.log_id, again.repeated) == (
+        "succeeded",
+        {"deleted": 7},
+        first.log_id,
+        True,
+    )
+    assert "not a second time" in again.text
+    assert not first.repeated
+    assert [event.name for event in heard if event.name.startswith("execution")] == ["execution_repeated"]
+    assert deeds.done == [7]
+    assert [row["state"] for row in log_of(executor)] == ["executed"]
+    assert (
+        run(executor, "delete", {"user_id": 8}, request_key="k").status == "failed"
+    )  # another call, same key
+    # Whoever did not ask for it does not get it.
+    (approval,) = approvals(executor)
+    bob = CAROL.with_(user_id="bob-user")
+    assert asyncio.run(executor.run_approved(approval, bob)).status == "refused"
+
+    rows(learning_database.url, "UPDATE agent_execution_result SET saved_at = saved_at - interval '8 days'")
+    asyncio.run(executor.database.call("tend_approvals", executing_seconds=900.0))
+    assert run(executor, "delete", {"user_id": 7}, request_key="k").status == "refused"
+    assert deeds.done == [7]
+
+
+def test_the_recorded_result_is_erased_with_its_user(
+    make: MakeExecutor, deeds: Deeds, learning_database: ThrowawayDatabase
+) -> None:
+    delete = deeds.registry().get("delete")
+    assert delete is not None
+    executor = make(ALLOW, registry=ToolRegistry([replace(delete, idempotency="keyed")]))
+    run(executor, "delete", {"user_id": 7})
+    assert rows(learning_database.url, "SELECT user_id FROM agent_execution_result") == [("carol",)]
+    asyncio.run(executor.database.call("erase_user", CAROL))
+    assert rows(learning_database.url, "SELECT user_id FROM agent_execution_result") == []
+
+
+def test_the_same_call_of_another_tool_is_told_that_it_ran(make: MakeExecutor, deeds: Deeds) -> None:
+    executor = make(ALLOW, registry=deeds.registry())
+    statuses = [run(executor, "delete", {"user_id": 7}, request_key="k").status for _ in range(2)]
+    assert (statuses, deeds.done) == (["succeeded", "refused"], [7])
+
+
+@pytest.mark.parametrize(
+    ("idempotency", "runs", "status"),
+    [("none", 1, "unknown"), ("keyed", 1, "unknown"), ("idempotent", 2, "succeeded")],
+)
+def test_only_an_idempotent_call_is_tried_again_when_its_connection_is_lost(
+    idempotency: Any, runs: int, status: str, make: MakeExecutor, deeds: Deeds
+) -> None:
+    delete = deeds.registry().get("delete")
+    assert delete is not None
+
+    async def lose(arguments: Any, context: CallContext) -> ToolOutcome:
+        deeds.done.append(arguments.user_id)
+        if len(deeds.done) == 1:
+            raise ConnectionResetError
+        return ToolOutcome(value=1)
+
+    executor = make(ALLOW, registry=ToolRegistry([replace(delete, run=lose, idempotency=idempotency)]))
+    assert run(executor, "delete", {"user_id": 7}, request_key="k").status == status
+    assert len(deeds.done) == runs
+    if status == "unknown":
+        again = run(executor, "delete", {"user_id": 7}, request_key="k")
+        assert (again.status, "is unknown" in str(again.error)) == ("refused", True)
+        assert len(deeds.done) == 1

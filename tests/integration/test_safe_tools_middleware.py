@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Annotated, Any
 
 import pytest
@@ -19,8 +20,10 @@ from pydantic import BaseModel
 from agent import ConfigurationError, LearningMachine, listening
 from agent.errors import LearningError
 from agent.events import Event
+from agent.execution.execution_tools import as_langchain_tool
 from agent.execution.safe_executor import SafeExecutor
 from agent.execution.safe_tools_middleware import SafeToolsMiddleware
+from agent.execution.tool_registry import ToolRegistry
 from agent.identity import Identity
 from agent.portal import portal
 from agent.testing import tool_call
@@ -1021,3 +1024,24 @@ def test_names_that_no_tool_has_are_told_once(colour: str, executor: SafeExecuto
         call(colour, agent, said("Hello"), HERE)
     (told,) = [event for event in events if event.name == "tool_names_unknown"]
     assert told.facts["names"] == ["lok_up", "nope"]
+
+
+def test_a_graph_that_goes_back_before_a_call_gets_its_result_and_does_not_run_it_again(
+    make: MakeExecutor, deeds: Deeds
+) -> None:
+    delete = deeds.registry().get("delete")
+    assert delete is not None
+    executor = make(registry=ToolRegistry([replace(delete, idempotency="keyed")]))
+    tools = [as_langchain_tool(spec, executor) for spec in executor.registry]
+    agent = agent_with(executor, [tool_call("delete", user_id=7), "done", "done again"], tools)
+    (pause,) = pauses(call("sync", agent, said("Delete user 7."), HERE))
+    first = call("sync", agent, keyed(pause, {"decisions": [{"type": "approve"}]}), HERE)
+    assert deeds.done == [7]
+
+    before = next(state for state in agent.get_state_history(HERE) if state.next == ("tools",))
+    second = call("sync", agent, None, before.config)
+
+    assert deeds.done == [7]
+    (ran,), (told,) = answers_of_tools(first), answers_of_tools(second)
+    assert (told.status, told.artifact["log_id"]) == ("success", ran.artifact["log_id"])
+    assert "not a second time" in told.content

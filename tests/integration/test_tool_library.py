@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
@@ -773,3 +774,44 @@ def _as_owner(url: str, statement: str, *values: Any) -> None:
 
 if __name__ == "__main__":
     print(json.dumps(asyncio.run(_resume_here(json.loads(sys.argv[1])))))
+
+
+@asynccontextmanager
+async def granting(database: ThrowawayDatabase, grants: str) -> AsyncIterator[World]:
+    """A world in which only these rights are granted."""
+    opened = PostgresDatabase(database.url)
+    made = World(database.settings, opened, parse_policy(POLICY + grants.encode()))
+    try:
+        yield made
+    finally:
+        await made.sandbox.close()
+        await opened.close()
+
+
+async def test_a_tool_needs_the_rights_of_its_functions_of_its_author_and_of_whoever_runs_it(
+    learning_database: ThrowawayDatabase,
+) -> None:
+    grants = """
+[[grant]]
+rights = ["tools.create", "read_rows"]
+[[grant]]
+rights = ["change_row"]
+agent = "chief"
+"""
+    chief = CAROL.with_(agent_id="chief")
+    async with granting(learning_database, grants) as world:
+        given = ("tidy", "Tidies up.", CHANGE, TABLE, [CHANGE_EXAMPLE])
+        with pytest.raises(Refused, match="needs the right change_row"):
+            await world.library.create(*given, CAROL)
+        draft = await world.library.create(*given, chief)
+        await world.decide(draft.approval_id)
+        assert [tool.name for tool in await world.library.tools(chief)] == ["tidy"]
+        assert await world.library.tools(CAROL) == []
+        refused = await world.library.run("tidy", {"table": "orders"}, CAROL)
+        assert (refused.status, "needs the right change_row" in str(refused.error)) == ("refused", True)
+        assert (await world.library.run("tidy", {"table": "orders"}, chief)).status == "paused"
+    # What its author may not do any more, nobody does by its tool.
+    async with granting(learning_database, grants.replace("chief", "head")) as world:
+        head = CAROL.with_(agent_id="head")
+        assert (await world.library.run("tidy", {"table": "orders"}, head)).status == "refused"
+        assert world.changes == []

@@ -11,7 +11,7 @@ from agent.approval.policy_file import parse_policy
 from agent.approval.risk import Risk
 from agent.errors import InvalidRequest
 from agent.execution import sql_building
-from agent.execution.execution_policy import Ruling, rule_on, stricter
+from agent.execution.execution_policy import Ruling, lacking, rule_on, stricter
 from agent.execution.result_text import fenced
 from agent.execution.state_seal import StateSeal
 
@@ -54,6 +54,58 @@ def test_no_rule_allows_what_destroys_or_what_is_forbidden() -> None:
     assert ruling("web_search", Risk.WRITE).per_hour == 5
     assert ruling("web_search", Risk.DESTRUCTIVE).decision == "ask"
     assert ruling("web_search", Risk.FORBIDDEN).decision == "deny"
+
+
+def test_a_limit_is_counted_per_agent_where_the_rule_names_agents_or_says_so() -> None:
+    rules = parse_policy(
+        b"""
+[[rule]]
+tool = "a"
+agent = "support*"
+decision = "ask"
+per_hour = 1
+[[rule]]
+tool = "b"
+decision = "ask"
+per_hour = 1
+per = "agent"
+[[rule]]
+tool = "c"
+agent = "support*"
+decision = "ask"
+per_hour = 1
+per = "tenant"
+[[rule]]
+decision = "ask"
+per_hour = 1
+"""
+    ).rules
+    rulings = [
+        rule_on(rules, tool=tool, agent_id="support-1", tenant_id="acme", risk=Risk.WRITE) for tool in "abcd"
+    ]
+    assert [one.per_agent for one in rulings] == [True, True, False, False]
+
+
+def test_without_a_grant_all_rights_are_granted_and_with_one_only_what_is_named() -> None:
+    grants = parse_policy(
+        b"""
+[[grant]]
+rights = ["sql.read"]
+[[grant]]
+rights = ["sql.*", "crm_*"]
+agent = "clerk"
+tenant = "acme"
+"""
+    ).grants
+    needed = ["sql.write", "sql.read", "crm_note", "mail.send"]
+
+    def missing(agent_id: str | None, tenant_id: str) -> list[str]:
+        return lacking(grants, needed, agent_id=agent_id, tenant_id=tenant_id)
+
+    assert lacking((), needed, agent_id=None, tenant_id="acme") == []
+    assert missing("clerk", "acme") == ["mail.send"]
+    for other in (("clerk", "other"), ("x", "acme"), (None, "acme")):
+        assert missing(*other) == ["crm_note", "mail.send", "sql.write"]
 
 
 def test_the_stricter_of_two_decisions_wins_whichever_comes_first() -> None:

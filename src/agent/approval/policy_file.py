@@ -120,14 +120,32 @@ class Rule(_Part):
     decision: Literal["allow", "ask", "deny"]
     per_hour: int | None = Field(default=None, ge=0)
     """Calls in an hour; `None`: no limit."""
+    per: Literal["tenant", "agent"] | None = None
+    """Whose calls are counted; `None`: each agent's where the rule names agents, else those of the tenant."""
+
+    @property
+    def counts_per_agent(self) -> bool:
+        """Whether each agent has the limit for itself."""
+        return self.per == "agent" or (self.per is None and self.agent != "*")
 
     @model_validator(mode="after")
     def _is_safe(self) -> Self:
+        if self.per is not None and self.per_hour is None:
+            raise ValueError(f"per={self.per!r} says whose calls are counted, and without per_hour none are")
         if self.risk is Risk.FORBIDDEN and self.decision != "deny":
             raise ValueError("FORBIDDEN can be neither allowed nor asked: it never runs")
         if self.risk is Risk.DESTRUCTIVE and self.decision == "allow":
             raise ValueError("DESTRUCTIVE cannot be allowed without asking: decision must be ask or deny")
         return self
+
+
+class Grant(_Part):
+    """`[[grant]]`: rights of agents. Without any, all rights are granted."""
+
+    rights: Names
+    """Names or patterns, such as `sql.read`, `sql.*`, `crm_*`."""
+    agent: Name = "*"
+    tenant: Name = "*"
 
 
 class MailPart(_Part):
@@ -216,6 +234,7 @@ class _Whole(_Part):
     reviewer: Annotated[tuple[_ReviewerPart, ...], BeforeValidator(_tuple)] = ()
     approval: ApprovalPart = ApprovalPart()
     rule: Annotated[tuple[Rule, ...], BeforeValidator(_tuple)] = ()
+    grant: Annotated[tuple[Grant, ...], BeforeValidator(_tuple)] = ()
     mail: Annotated[tuple[MailPart, ...], BeforeValidator(_tuple)] = ()
     table: Annotated[tuple[Table, ...], BeforeValidator(_tuple)] = ()
     sql: SqlPart = SqlPart()
@@ -240,6 +259,8 @@ class PolicyFile:
     reviewers: Reviewers = field(default_factory=Reviewers)
     approval: ApprovalPart = field(default_factory=ApprovalPart)
     rules: tuple[Rule, ...] = ()
+    grants: tuple[Grant, ...] = ()
+    """Empty: every agent has every right."""
     mail: tuple[MailPart, ...] = ()
     tables: tuple[Table, ...] = ()
     sql: SqlPart = field(default_factory=SqlPart)
@@ -296,6 +317,7 @@ def parse_policy(contents: bytes, name: str = DEFAULT_NAME) -> PolicyFile:
         reviewers=reviewers,
         approval=whole.approval,
         rules=whole.rule,
+        grants=whole.grant,
         mail=whole.mail,
         tables=whole.table,
         sql=whole.sql,
@@ -307,6 +329,7 @@ _PARTS: Final[dict[str, type[BaseModel]]] = {
     "reviewer": _ReviewerPart,
     "approval": ApprovalPart,
     "rule": Rule,
+    "grant": Grant,
     "mail": MailPart,
     "table": Table,
     "sql": SqlPart,

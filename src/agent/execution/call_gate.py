@@ -361,6 +361,9 @@ class CallGate:
             tainted=caller.tainted and not is_written,
             thread_id=caller.thread_id,
             tool_call_id=call_id,
+            rights=()
+            if name in caller.written
+            else None,  # those of what its code calls, checked when it runs
         )
 
     def _check_taken(self, name: str, arguments: Mapping[str, Any]) -> None:

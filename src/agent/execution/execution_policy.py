@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from agent.approval.risk import Risk
 
 if TYPE_CHECKING:
-    from agent.approval.policy_file import Rule
+    from agent.approval.policy_file import Grant, Rule
 
 Decision = Literal["allow", "ask", "deny"]
 
@@ -25,6 +25,8 @@ class Ruling:
     why: str
     per_hour: int | None = None
     """Calls in an hour; `None`: no limit."""
+    per_agent: bool = False
+    """Whether each agent has this limit for itself."""
     rule: str | None = None
     """Which rule of the file it was, counted from 1; `None`: none fits and the rule of the house holds."""
 
@@ -51,11 +53,35 @@ def rule_on(rules: Iterable[Rule], *, tool: str, agent_id: str | None, tenant_id
             decision=decision,
             why=f"rule {number} of the policy file says {decision} for {risk} calls of this tool",
             per_hour=rule.per_hour,
+            per_agent=rule.counts_per_agent,
             rule=str(number),
         )
     if risk is Risk.READ:
         return Ruling(decision="allow", why="it only reads")
     return Ruling(decision="ask", why=f"{risk} calls are approved by a person")
+
+
+def lacking(
+    grants: Sequence[Grant], rights: Iterable[str], *, agent_id: str | None, tenant_id: str
+) -> list[str]:
+    """Those of the rights that nothing in the policy file grants. Without any grant in it, all are granted."""
+    if not grants:
+        return []
+    granted = [
+        pattern
+        for grant in grants
+        if _fits(grant.agent, agent_id or "") and _fits(grant.tenant, tenant_id)
+        for pattern in grant.rights
+    ]
+    return sorted({right for right in rights if not any(_fits(pattern, right) for pattern in granted)})
+
+
+def why_lacking(tool: str, missing: Sequence[str], *, agent_id: str | None, tenant_id: str) -> str:
+    """For model and log: which rights a call needs and has not."""
+    return (
+        f"{tool} needs the {'right' if len(missing) == 1 else 'rights'} {', '.join(missing)}, which the policy file "
+        f"does not grant to agent {agent_id or 'without a name'} of tenant {tenant_id}"
+    )
 
 
 def stricter(one: Decision, other: Decision) -> Decision:

@@ -45,6 +45,12 @@ class Assessment:
     """Calls of the tool by one tenant in an hour; `None`: no limit."""
     rule_per_hour: int | None = None
     """Calls of the tool under the rule that fits; `None`: no limit."""
+    counted_agent: str | None = None
+    """Whose calls the rule counts; `None`: those of the tenant."""
+    counted: frozenset[str] = frozenset()
+    """Limits in which this call is counted already."""
+    rights: Sequence[str] = ()
+    """Rights that it needs."""
     rule: str | None = None
     """The rule of the policy file that fits, counted from 1."""
     approvers: Sequence[str] = ()
@@ -76,6 +82,8 @@ class ExecutionResult:
     """What the person who decided wrote."""
     waits_for: str | None = None
     """Approval that a tool written by an agent waits for in the middle of its work."""
+    repeated: bool = False
+    """Whether this very call ran before, and this is the result that was recorded then."""
 
     @property
     def ok(self) -> bool:

@@ -18,7 +18,7 @@ from agent.execution import sql_building
 from agent.execution.sql_logins import LoginsNotMade
 from agent.execution.sql_policy import SqlScope, SqlVerdict, classify
 from agent.execution.sql_runner import NotRun
-from agent.execution.tool_library import CREATE_NEW_TOOL
+from agent.execution.tool_library import CREATE_NEW_TOOL, CREATE_RIGHTS
 from agent.execution.tool_registry import Appraisal, CallContext, ToolArguments, ToolOutcome, ToolSpec
 from agent.portal import portal
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Value = str | int | float | bool | None
 
+READ_RIGHT: Final = "sql.read"
+WRITE_RIGHT: Final = "sql.write"
 _ROWS_MAX: Final = 100
 _SUMMARY_CHARACTERS_MAX: Final = 200
 
@@ -130,7 +132,10 @@ def default_tools(executor: SafeExecutor) -> list[ToolSpec]:
             ),
             arguments=SqlArguments,
             risk=sql.appraise_text,
+            measure=sql.measure_text,
             run=sql.run_text,
+            rights=(READ_RIGHT,),
+            idempotency="keyed",
             target="sql",
         ),
         ToolSpec(
@@ -139,6 +144,8 @@ def default_tools(executor: SafeExecutor) -> list[ToolSpec]:
             arguments=QueryArguments,
             risk=sql.appraise_query,
             run=sql.run_query,
+            rights=(READ_RIGHT,),
+            idempotency="idempotent",
             target="sql",
         ),
         ToolSpec(
@@ -148,7 +155,10 @@ def default_tools(executor: SafeExecutor) -> list[ToolSpec]:
             ),
             arguments=UpdateArguments,
             risk=sql.appraise_update,
+            measure=sql.measure_update,
             run=sql.run_update,
+            rights=(WRITE_RIGHT,),
+            idempotency="keyed",
             target="sql",
         ),
         ToolSpec(
@@ -157,6 +167,8 @@ def default_tools(executor: SafeExecutor) -> list[ToolSpec]:
             arguments=MailArguments,
             risk=mail.appraise,
             run=mail.run,
+            rights=("mail.send",),
+            idempotency="keyed",
         ),
         ToolSpec(
             name=CREATE_NEW_TOOL,
@@ -167,6 +179,8 @@ def default_tools(executor: SafeExecutor) -> list[ToolSpec]:
             arguments=NewToolArguments,
             risk=_appraise_new_tool,
             run=_NewTool(executor).run,
+            rights=CREATE_RIGHTS,
+            idempotency="idempotent",  # the same tool handed in again is the same version
             for_agent_tools=False,
         ),
     ]
@@ -185,6 +199,11 @@ class _SqlTools:
     async def appraise_text(self, arguments: SqlArguments, context: CallContext) -> Appraisal:
         return await self._appraise(arguments.sql, context)
 
+    async def measure_text(
+        self, arguments: SqlArguments, context: CallContext, appraisal: Appraisal
+    ) -> Appraisal:
+        return await self._measured(arguments.sql, context, appraisal)
+
     async def run_text(self, arguments: SqlArguments, context: CallContext) -> ToolOutcome:
         return await self._run(arguments.sql, context)
 
@@ -195,9 +214,12 @@ class _SqlTools:
         return await self._run(self._query(arguments), context)
 
     async def appraise_update(self, arguments: UpdateArguments, context: CallContext) -> Appraisal:
-        appraisal = await self._appraise(
-            sql_building.update(arguments.table, key=arguments.key, values=arguments.values), context
-        )
+        return await self._appraise(self._update(arguments), context)
+
+    async def measure_update(
+        self, arguments: UpdateArguments, context: CallContext, appraisal: Appraisal
+    ) -> Appraisal:
+        appraisal = await self._measured(self._update(arguments), context, appraisal)
         if appraisal.rows is not None and appraisal.rows > arguments.max_rows:
             raise InvalidRequest(
                 f"{appraisal.rows} rows would change and max_rows is {arguments.max_rows}: make the key narrower"
@@ -208,9 +230,11 @@ class _SqlTools:
         return appraisal
 
     async def run_update(self, arguments: UpdateArguments, context: CallContext) -> ToolOutcome:
-        return await self._run(
-            sql_building.update(arguments.table, key=arguments.key, values=arguments.values), context
-        )
+        return await self._run(self._update(arguments), context)
+
+    @staticmethod
+    def _update(arguments: UpdateArguments) -> str:
+        return sql_building.update(arguments.table, key=arguments.key, values=arguments.values)
 
     def _query(self, arguments: QueryArguments) -> str:
         columns = arguments.columns
@@ -228,7 +252,7 @@ class _SqlTools:
         )
 
     async def _appraise(self, sql: str, context: CallContext) -> Appraisal:
-        """What the gate says; of a write also what a trial run changed, unless an approval says it already."""
+        """What the gate says; the database is not asked."""
         verdict = self._judged(sql, context)
         why = "; ".join(verdict.reasons)
         if verdict.risk is Risk.FORBIDDEN:
@@ -238,32 +262,33 @@ class _SqlTools:
                 shown={"sql": sql},
                 summary=f"{verdict.command or 'SQL'}: FORBIDDEN",
             )
-        risk = verdict.risk
-        effects: dict[str, Any] = {}
-        bounds: dict[str, Any] = {}
-        rows = None
-        if risk is not Risk.READ:
-            effects, bounds = await self._measured(verdict, context)
-            if _NOT_TRIED in bounds:
-                why = "; ".join(filter(None, (why, "it was not tried, because a trial would do it")))
-                # Nobody knows how much it does. What two people must agree to stays that.
-                risk = max(risk, Risk.DESTRUCTIVE, key=lambda one: one.rank)
-            else:
-                rows = sum(sum(changed.values()) for changed in bounds.values())
         tables = sorted(verdict.tables_read | verdict.tables_written)
         return Appraisal(
-            risk=risk,
+            risk=verdict.risk,
             why=why,
             shown={"sql": verdict.text},
             summary=f"{verdict.command.upper()} {', '.join(tables)}"[:_SUMMARY_CHARACTERS_MAX],
-            effects=effects,
-            bounds=bounds,
             fingerprint=verdict.fingerprint or None,
             tables=tables,
-            rows=rows,
+            rights=() if verdict.risk is Risk.READ else (WRITE_RIGHT,),
         )
 
-    async def _measured(
+    async def _measured(self, sql: str, context: CallContext, appraisal: Appraisal) -> Appraisal:
+        """The appraisal of a write with what a trial run changed, unless an approval says it already."""
+        effects, bounds = await self._tried(self._judged(sql, context), context)
+        if _NOT_TRIED not in bounds:
+            rows = sum(sum(changed.values()) for changed in bounds.values())
+            return replace(appraisal, effects=effects, bounds=bounds, rows=rows)
+        return replace(
+            appraisal,
+            # Nobody knows how much it does. What two people must agree to stays that.
+            risk=max(appraisal.risk, Risk.DESTRUCTIVE, key=lambda one: one.rank),
+            why="; ".join(filter(None, (appraisal.why, "it was not tried, because a trial would do it"))),
+            effects=effects,
+            bounds=bounds,
+        )
+
+    async def _tried(
         self, verdict: SqlVerdict, context: CallContext
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """What a write would do, by a trial where one is harmless, and what an approval of it is held to."""
@@ -320,14 +345,7 @@ class _SqlTools:
                     verdict, tenant_id, bounds=context.bounds, ticket=context.ticket, entry=context.entry
                 )
             effects = dict(result.delta)
-        rows = [dict(zip(result.columns, row, strict=True)) for row in result.rows]
-        value: dict[str, Any] = {"rows": rows, "row_count": result.row_count}
-        if len(set(result.columns)) != len(result.columns):  # two columns of one name would become one
-            value = {"columns": list(result.columns), "rows": result.rows, "row_count": result.row_count}
-        if result.truncated:
-            value["truncated"] = True
-        if effects:
-            value["changed"] = effects
+        value = result.value
         return ToolOutcome(
             value=value,
             rows=value["rows"],

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import secrets
 import time
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import timedelta
@@ -28,7 +29,7 @@ from agent.errors import (
     Refused,
 )
 from agent.events import emit
-from agent.execution.execution_policy import rule_on, stricter
+from agent.execution.execution_policy import lacking, rule_on, stricter, why_lacking
 from agent.execution.execution_records import (
     Assessment,
     ExecutionResult,
@@ -41,13 +42,15 @@ from agent.execution.execution_records import (
     told,
     waiting,
 )
-from agent.execution.result_text import inert
-from agent.execution.tool_registry import Appraisal, CallContext, ToolOutcome, ToolRegistry
+from agent.execution.result_text import as_recorded, fenced, inert
+from agent.execution.tool_registry import Appraisal, CallContext, ToolOutcome, ToolRegistry, ToolSpec
 from agent.identity import Identity
 from agent.portal import portal
 from agent.settings import Settings, current_settings
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from agent.approval.human_approval import HumanApprovalQueue
     from agent.approval.policy_file import PolicyFile
     from agent.database.protocol import Database
@@ -263,6 +266,8 @@ class SafeExecutor:
             found = await self.assess(tool, args, who, tainted=tainted, tool_call_id=call_id)
         except InvalidRequest as error:
             return await self.turn_away(tool, args, who, "refused", str(error))
+        except Refused as error:
+            return await self.turn_away(tool, args, who, "denied", str(error))
         except LearningError as error:
             return await self.turn_away(tool, args, who, "failed", str(error), risk=Risk.WRITE)
         if require_approval is True and found.risk is not Risk.READ:
@@ -378,14 +383,21 @@ class SafeExecutor:
         thread_id: str | None = None,
         tool_call_id: str | None = None,
         bounds: Mapping[str, Any] | None = None,
+        measured: bool = True,
     ) -> Assessment:
-        """What code says about this call of a registered tool. For SQL that writes this runs it and takes it back.
+        """What code says about this call of a registered tool: how dangerous it is, what the policy says, and what it
+        would do.
+
+        What it would do is measured last, and only of a call that may be asked for and is counted in its limits: for
+        SQL that writes this runs it and takes it back.
 
         Args:
             bounds: of an approval that there is already; then nothing is tried and these hold.
+            measured: `False`: leave out what it would do.
 
         Raises:
             InvalidRequest: unknown tool, or arguments that it does not take.
+            Refused: before it was measured: the kill switch is on, or a limit is used up.
             LearningError: it cannot be tried, such as SQL that the database refuses.
         """
         spec = self.registry.get(tool)
@@ -404,19 +416,28 @@ class SafeExecutor:
         appraisal = (
             Appraisal(risk=spec.risk) if isinstance(spec.risk, Risk) else await spec.risk(checked, context)
         )
-        return self.judged(
-            appraisal,
-            tool=spec.name,
-            tool_version=spec.version,
-            target=spec.target,
-            kind=spec.kind,
-            arguments=checked.model_dump(mode="json"),
-            identity=identity,
-            tainted=tainted,
-            thread_id=thread_id,
-            tool_call_id=tool_call_id,
-            per_hour=spec.per_hour,
-        )
+
+        def judged(appraisal: Appraisal) -> Assessment:
+            return self.judged(
+                appraisal,
+                tool=spec.name,
+                tool_version=spec.version,
+                target=spec.target,
+                kind=spec.kind,
+                arguments=checked.model_dump(mode="json"),
+                identity=identity,
+                tainted=tainted,
+                thread_id=thread_id,
+                tool_call_id=tool_call_id,
+                per_hour=spec.per_hour,
+                rights=spec.needed_rights,
+            )
+
+        found = judged(appraisal)
+        if spec.measure is None or not measured or appraisal.risk is Risk.READ or found.decision == "deny":
+            return found
+        counted = frozenset[str]() if bounds else await self._reserve(found, identity)
+        return replace(judged(await spec.measure(checked, context, appraisal)), counted=counted)
 
     def judged(
         self,
@@ -432,8 +453,13 @@ class SafeExecutor:
         thread_id: str | None,
         tool_call_id: str | None,
         per_hour: int | None = None,
+        rights: Sequence[str] | None = None,
     ) -> Assessment:
-        """What the policy says about a call that its tool has appraised. Pure."""
+        """What the policy says about a call that its tool has appraised. Pure.
+
+        Args:
+            rights: that its tool needs; `None`: the right of the tool's name.
+        """
         risk = appraisal.risk.stricter if tainted else appraisal.risk
         ruling = rule_on(
             self.policy.rules,
@@ -449,6 +475,10 @@ class SafeExecutor:
             why = "the run has read untrusted text, after which what is DESTRUCTIVE is FORBIDDEN"
         elif decision == "deny":
             why = appraisal.why if risk is Risk.FORBIDDEN and appraisal.why else ruling.why
+        needed = ((tool,) if rights is None else tuple(rights)) + tuple(appraisal.rights)
+        if risk is not Risk.FORBIDDEN and (missing := self._lacking(needed, identity)):
+            decision = "deny"
+            why = why_lacking(tool, missing, agent_id=identity.agent_id, tenant_id=identity.tenant_id)
         approvers = self._approvers(identity, risk)
         votes = self.policy.approval.votes(risk)
         if decision == "ask" and len(approvers) < votes:
@@ -485,6 +515,8 @@ class SafeExecutor:
             summary=appraisal.summary or f"{tool}({', '.join(sorted(arguments))})",
             per_hour=per_hour,
             rule_per_hour=ruling.per_hour,
+            counted_agent=(identity.agent_id or "") if ruling.per_agent else None,
+            rights=needed,
             rule=ruling.rule,
             approvers=approvers,
             required_votes=votes,
@@ -492,6 +524,20 @@ class SafeExecutor:
             thread_id=thread_id,
             tool_call_id=tool_call_id,
         )
+
+    def _lacking(self, rights: Iterable[str], identity: Identity) -> list[str]:
+        return lacking(self.policy.grants, rights, agent_id=identity.agent_id, tenant_id=identity.tenant_id)
+
+    def require_rights(self, tool: str, rights: Iterable[str], identity: Identity) -> None:
+        """Nothing, if the policy grants these rights to tenant and agent.
+
+        Raises:
+            Refused: it does not.
+        """
+        if missing := self._lacking(rights, identity):
+            raise Refused(
+                why_lacking(tool, missing, agent_id=identity.agent_id, tenant_id=identity.tenant_id)
+            )
 
     def _approvers(self, identity: Identity, risk: Risk) -> list[str]:
         """Who may decide on a call of this risk, without whom the call is for."""
@@ -639,8 +685,12 @@ class SafeExecutor:
             ticket=permit.ticket,
             entry=permit.entry,
         )
+        outcome = ToolOutcome()
         try:
-            outcome = await spec.run(checked, context)
+            for _ in range(2 if spec.idempotency == "idempotent" else 1):
+                outcome = await _attempted(spec, checked, context)
+                if not outcome.unsure:
+                    break
         except GraphBubbleUp:
             await self.settle(
                 permit, ToolOutcome(error="the tool paused in the middle of its work", unsure=True)
@@ -651,8 +701,6 @@ class SafeExecutor:
                 self.settle(permit, ToolOutcome(error="it was cancelled while it ran", unsure=True))
             )
             raise
-        except Exception as error:  # noqa: BLE001 - a tool is foreign code: it fails alone, and that is entered
-            outcome = failure_of(error)
         return await self.settle(permit, outcome)
 
     async def settle(self, permit: Permit, outcome: ToolOutcome) -> ExecutionResult:
@@ -670,6 +718,9 @@ class SafeExecutor:
             "error": outcome.error,
             "pre_image": outcome.pre_image,
         }
+        spec = self.registry.get(found.tool)
+        if permit.ticket is not None and spec is not None and spec.idempotency == "keyed":
+            entry["result"] = as_recorded(outcome.value)
         approval_id = permit.approval.approval_id if permit.approval is not None else None
         log_id, unlogged = outcome.log_id, ""
         if log_id is None:
@@ -732,7 +783,10 @@ class SafeExecutor:
         raise AssertionError("unreachable")
 
     async def not_run(self, approval: Approval, identity: Identity) -> ExecutionResult:
-        """Enter that a call does not run because of the state of its approval, and say so."""
+        """Enter that a call does not run because of the state of its approval, and say so; of a keyed tool's call that
+        ran, give the result that was recorded."""
+        if (before := await self._recorded(approval, identity)) is not None:
+            return before
         result = not_approved(approval)
         state = result.status if result.status in ("rejected", "expired") else "refused"
         turned = await self.turn_away(
@@ -748,6 +802,38 @@ class SafeExecutor:
             state="cancelled" if approval.state == "cancelled" else state,
         )
         return replace(result, log_id=turned.log_id)
+
+    async def _recorded(self, approval: Approval, identity: Identity) -> ExecutionResult | None:
+        """What a keyed tool's call gave when it ran, for the one who asked for it; `None`: it is not known, or not
+        theirs."""
+        spec = self.registry.get(approval.tool)
+        if approval.state != "executed" or spec is None or spec.idempotency != "keyed":
+            return None
+        kept = await self.database.call(
+            "get_execution_result", identity, the_approval_id=approval.approval_id
+        )
+        if kept is None:
+            return None
+        value = json.loads(kept["result"])
+        emit(
+            "execution_repeated",
+            tool=approval.tool,
+            approval_id=approval.approval_id,
+            log_id=str(kept["log_id"]),
+        )
+        return ExecutionResult(
+            status="succeeded",
+            tool=approval.tool,
+            risk=approval.risk,
+            value=value,
+            effects=dict(approval.effects or {}),
+            approval_id=approval.approval_id,
+            log_id=str(kept["log_id"]),
+            text=f"{approval.tool} was executed for this call before, and not a second time. What it gave then:\n"
+            f"{fenced(approval.tool, value)}",
+            decided_by=tuple(approval.decided_by),
+            repeated=True,
+        )
 
     async def turn_down(
         self, found: Assessment, identity: Identity, status: Status, why: str
@@ -816,15 +902,24 @@ class SafeExecutor:
             text=f"{inert(tool)} was not executed: {inert(why)}",
         )
 
-    async def _reserve(self, found: Assessment, identity: Identity) -> None:
-        """Count this call in the budget of its tool and in that of its rule, unless the kill switch is on or one of
-        them is used up."""
-        budgets = [(found.tool, found.per_hour)]
+    async def _reserve(self, found: Assessment, identity: Identity) -> frozenset[str]:
+        """Count this call in the limit of its tool and in that of its rule, once, unless the kill switch is on or one
+        of them is used up. Returns where it is counted.
+
+        Raises:
+            Refused: the kill switch is on, or a limit is used up.
+        """
+        limits = [(found.tool, found.per_hour)]
         if found.rule is not None and found.rule_per_hour is not None:
-            budgets.insert(0, (f"rule:{found.rule}:{found.tool}", found.rule_per_hour))
-        for key, per_hour in budgets:
+            of_agent = "" if found.counted_agent is None else f":agent:{found.counted_agent}"
+            limits.insert(0, (f"rule:{found.rule}:{found.tool}{of_agent}", found.rule_per_hour))
+        for key, per_hour in limits:
             answer = await self.database.call(
-                "reserve_execution", identity, the_tool=found.tool, limit_key=key, per_hour=per_hour
+                "reserve_execution",
+                identity,
+                the_tool=found.tool,
+                limit_key=key,
+                per_hour=None if key in found.counted else per_hour,
             )
             if (halted := answer.get("halted")) is not None:
                 raise Refused(f"{found.tool} is stopped by {halted.get('by')}: {halted.get('reason')}")
@@ -832,6 +927,7 @@ class SafeExecutor:
                 raise Refused(
                     f"{found.tool} was called {answer.get('used')} times in the last hour, and {per_hour} are allowed"
                 )
+        return frozenset(key for key, _ in limits)
 
     # Undo
 
@@ -923,6 +1019,16 @@ class SafeExecutor:
             thread_id=thread_id,
             tool_call_id=tool_call_id,
         )
+
+
+async def _attempted(spec: ToolSpec, checked: BaseModel, context: CallContext) -> ToolOutcome:
+    """What came of running a tool; what it raises is a failure, but for a pause of the graph."""
+    try:
+        return await spec.run(checked, context)
+    except GraphBubbleUp:
+        raise
+    except Exception as error:  # noqa: BLE001 - a tool is foreign code: it fails alone, and that is entered
+        return failure_of(error)
 
 
 def _higher(one: Risk, other: Risk) -> Risk:

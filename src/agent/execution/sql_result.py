@@ -39,6 +39,19 @@ class SqlResult:
     log_id: str | None = None
     """Row of the execution log; of writes."""
 
+    @property
+    def value(self) -> dict[str, Any]:
+        """All of it as one document, for a model."""
+        rows: list[Any] = [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+        found: dict[str, Any] = {"rows": rows, "row_count": self.row_count}
+        if len(set(self.columns)) != len(self.columns):  # two columns of one name would become one
+            found = {"columns": list(self.columns), "rows": self.rows, "row_count": self.row_count}
+        if self.truncated:
+            found["truncated"] = True
+        if self.delta:
+            found["changed"] = dict(self.delta)
+        return found
+
 
 _BOOL = 16
 _INTEGERS = {20, 21, 23, 26}

@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
@@ -24,6 +25,7 @@ from agent.database.opening import EmbeddedDatabase, open_database
 from agent.database.protocol import refusal
 from agent.errors import DatabaseUnavailable, InvalidRequest, LearningError, OperatorError, Refused
 from agent.events import emit
+from agent.execution.result_text import as_recorded
 from agent.execution.sql_logins import (
     CONNECTIONS_MAX,
     address_of,
@@ -592,6 +594,7 @@ class SqlRunner:
             "result_bytes": result.result_bytes,
             "duration_ms": result.duration_ms,
             "pre_image": pre_image,
+            "result": as_recorded(replace(result, delta=delta).value),
         }
         try:
             cursor = await connection.execute(
@@ -605,16 +608,8 @@ class SqlRunner:
             raise refusal("finish_write", error.sqlstate, error.diag.message_primary or "") from None
         await connection.execute("COMMIT")
         told = row[0] if row else None
-        return SqlResult(
-            columns=result.columns,
-            rows=result.rows,
-            truncated=result.truncated,
-            row_count=result.row_count,
-            result_bytes=result.result_bytes,
-            duration_ms=result.duration_ms,
-            delta=delta,
-            log_id=str(told["log_id"]) if isinstance(told, dict) and "log_id" in told else None,
-        )
+        log_id = str(told["log_id"]) if isinstance(told, dict) and "log_id" in told else None
+        return replace(result, delta=delta, log_id=log_id)
 
     @asynccontextmanager
     async def _writing(self, tenant_id: str, *, is_for_good: bool = False) -> AsyncIterator[_Connection]:

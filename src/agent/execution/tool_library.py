@@ -30,6 +30,7 @@ from agent.execution.tool_definition import (
 from agent.execution.tool_registry import Appraisal
 from agent.execution.tool_running import (
     CREATE_NEW_TOOL,
+    CREATE_RIGHTS,
     ToolRun,
     ToolRunner,
     answer_of,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from agent.database.protocol import Database
     from agent.execution.safe_executor import SafeExecutor
 
-__all__ = ["CREATE_NEW_TOOL", "ToolLibrary", "ToolRun", "shared_sandbox"]
+__all__ = ["CREATE_NEW_TOOL", "CREATE_RIGHTS", "ToolLibrary", "ToolRun", "shared_sandbox"]
 
 _SHOWN_CHARACTERS_MAX = 300
 
@@ -148,7 +149,7 @@ class ToolLibrary:
 
         Raises:
             InvalidRequest: the code, the parameters or an example are wrong; for whoever wrote them.
-            Refused: nobody may approve it, or somebody has rejected it.
+            Refused: its author lacks a right that it needs, nobody may approve it, or somebody has rejected it.
         """
         definition = ToolDefinition.checked(
             name=name,
@@ -158,11 +159,13 @@ class ToolLibrary:
             examples=list(examples) if isinstance(examples, list | tuple) else examples,
             taken=sorted(self._executor.taken_names),
         )
+        self._executor.require_rights(CREATE_NEW_TOOL, CREATE_RIGHTS, identity)
         functions = self.host_functions()
         check = await self._sandbox.check(definition.code, definition.parameters, functions)
         if check.problems:
             raise InvalidRequest("the code does not pass the check:\n" + "\n".join(check.problems))
         granted = [function for function in functions if function.name in check.capabilities]
+        self._runner.require_rights(definition.name, check.capabilities, identity)
         results = [
             await self._tried(definition, example, number, granted, identity)
             for number, example in enumerate(definition.examples, 1)
@@ -281,11 +284,11 @@ class ToolLibrary:
     # For agents
 
     async def tools(self, identity: Identity) -> list[BaseTool]:
-        """The approved tools, to be given to a run when it starts."""
+        """The approved tools that the agent has the rights for, to be given to a run when it starts."""
         found = []
         for version in await self.versions(identity, state="approved"):
             try:
-                await self._runner.require_runnable(version, identity)
+                await self._runner.require_usable(version, identity)
             except Refused as error:
                 emit("tool_version_refused", approval_id=version.approval_id, reason=str(error))
                 continue
@@ -385,7 +388,7 @@ class ToolLibrary:
                     )
                 return HostAnswer(value=answer["result"])
             try:
-                found = await self._executor.assess(name, arguments, identity)
+                found = await self._executor.assess(name, arguments, identity, measured=False)
             except LearningError as error:
                 return HostAnswer(error=str(error))
             if found.risk is not Risk.READ or found.decision != "allow":
@@ -432,6 +435,7 @@ class ToolLibrary:
             tainted=False,
             thread_id=None,
             tool_call_id=None,
+            rights=CREATE_RIGHTS,
         )
         if found.decision == "deny":
             raise Refused(f"no new tool can be made: {found.why}")

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -64,6 +64,8 @@ class Appraisal:
     tables: Sequence[str] = ()
     rows: int | None = None
     """How many rows it would change."""
+    rights: Sequence[str] = ()
+    """Rights that this call needs besides those of its tool."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,8 @@ class ToolOutcome:
 
 Run = Callable[[Any, CallContext], Awaitable[ToolOutcome]]
 Appraise = Callable[[Any, CallContext], Awaitable[Appraisal]]
+Measure = Callable[[Any, CallContext, Appraisal], Awaitable[Appraisal]]
+Idempotency = Literal["none", "keyed", "idempotent"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +105,17 @@ class ToolSpec:
     arguments: type[BaseModel]
     """A model that is strict and refuses unknown names, such as a subclass of `ToolArguments`."""
     risk: Risk | Appraise
-    """The same for every call, or code that says it for one."""
+    """The same for every call, or code that says it for one. It touches nothing: it comes before all other checks."""
     run: Run
+    measure: Measure | None = None
+    """Completes the appraisal of a call that does more than read by what it would do, such as by a trial. It comes
+    after rights, rules, kill switch and limits. Where the context has bounds, these hold and nothing is tried."""
+    rights: tuple[str, ...] | None = None
+    """Rights that the policy must grant to tenant and agent for any call; `None`: the right of the tool's own name."""
+    idempotency: Idempotency = "none"
+    """Whether a call may run a second time. `"idempotent"`: it does no harm, so a call that lost its connection is
+    tried once more. `"keyed"`: never, and who comes back with the same call of the same thread gets the result that was
+    recorded. `"none"`: never, and who comes back is told that it ran."""
     version: str = "1"
     """Part of what is approved: change it with what the tool does."""
     target: str = ""
@@ -128,6 +141,17 @@ class ToolSpec:
             )
         if self.per_hour is not None and self.per_hour < 0:
             raise ConfigurationError(f"tool {self.name!r}: per_hour={self.per_hour} must not be negative")
+        if self.idempotency not in get_args(Idempotency):
+            raise ConfigurationError(
+                f"tool {self.name!r}: idempotency={self.idempotency!r} is none of {', '.join(get_args(Idempotency))}"
+            )
+        if self.rights is not None and not all(isinstance(one, str) and one for one in self.rights):
+            raise ConfigurationError(f"tool {self.name!r}: rights={self.rights!r} must be a tuple of names")
+
+    @property
+    def needed_rights(self) -> tuple[str, ...]:
+        """Rights that any call of it needs."""
+        return (self.name,) if self.rights is None else tuple(self.rights)
 
     def checked(self, arguments: Any) -> BaseModel:
         """The arguments as the tool's own type.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 CREATE_NEW_TOOL = "create_new_tool"
 """Name of the tool by which an agent hands in another."""
+CREATE_RIGHTS = ("tools.create",)
+"""Rights that it takes."""
 _PUT_BACK_ATTEMPTS = 5
 _CARRIED_OUT = ("executing", "executed", "unknown")
 """States of an approval whose version the database let run: it did so in a transaction, and the process that asked for
@@ -76,6 +78,8 @@ class _Progress:
     run_key: str
     stricter: bool
     """Whether its calls count as one level more dangerous: the run is tainted, or the version is new."""
+    author: Identity
+    """Whose rights its calls need besides those of the identity: a tool never does more than its author may."""
     calls: int = 0
     read_untrusted: bool = False
 
@@ -169,7 +173,7 @@ class ToolRunner:
             raise InvalidRequest("a tool is run by its name, with an object of arguments")
         await self._activate(identity, name)
         version = await self.version(identity, name)
-        await self.require_runnable(version, identity)
+        author = await self.require_usable(version, identity)
         checked = check_arguments(dict(arguments), version.parameters)
         await self._require_no_halt(version, identity)
         progress = _Progress(
@@ -178,6 +182,7 @@ class ToolRunner:
             arguments=checked,
             run_key=f"tool-{secrets.token_hex(12)}",
             stricter=tainted or await self._is_new(version, identity),
+            author=author,
         )
         call_host, functions = self._hosting(progress)
         result = await self._sandbox.run(version.code, checked, call_host, host_functions=functions)
@@ -211,8 +216,29 @@ class ToolRunner:
             progress, ended, self._wait_seconds if wait_seconds is None else wait_seconds
         )
 
-    async def require_runnable(self, version: ToolVersion, identity: Identity) -> None:
-        """Nothing, if this is what people approved.
+    def require_rights(self, tool: str, capabilities: Iterable[str], identity: Identity) -> None:
+        """Nothing, if tenant and agent have the rights of these functions, which a tool's code calls.
+
+        Raises:
+            Refused: they lack one.
+        """
+        specs = [spec for spec in map(self._executor.registry.get, capabilities) if spec is not None]
+        needed = {right for spec in specs for right in spec.needed_rights}
+        self._executor.require_rights(tool, needed, identity)
+
+    async def require_usable(self, version: ToolVersion, identity: Identity) -> Identity:
+        """The author of a version that people approved, if both author and identity have the rights that it needs.
+
+        Raises:
+            Refused: it is not approved, or not any more, or one of them lacks a right.
+        """
+        author = await self.require_runnable(version, identity)
+        for who in (author, identity):
+            self.require_rights(version.name, version.capabilities, who)
+        return author
+
+    async def require_runnable(self, version: ToolVersion, identity: Identity) -> Identity:
+        """The agent that handed in a version, if this is what people approved.
 
         Raises:
             Refused: it is not, or not any more.
@@ -234,6 +260,7 @@ class ToolRunner:
                 f"the tool {version.name!r} is not what was approved: its code or its entry was changed. "
                 "Retire it and hand it in again."
             )
+        return identity.with_(user_id=approval.requested_by, agent_id=approval.agent_id)
 
     async def _require_no_halt(self, version: ToolVersion, identity: Identity) -> None:
         answer = await self._database.call(
@@ -265,8 +292,13 @@ class ToolRunner:
             tainted = progress.stricter or progress.read_untrusted
             try:
                 found = await self._executor.assess(
-                    name, arguments, progress.identity, tainted=tainted, tool_call_id=call
+                    name, arguments, progress.identity, tainted=tainted, tool_call_id=call, measured=False
                 )
+                self._executor.require_rights(name, found.rights, progress.author)
+                if found.decision != "deny" and found.risk is not Risk.READ:
+                    found = await self._executor.assess(
+                        name, arguments, progress.identity, tainted=tainted, tool_call_id=call
+                    )
                 if found.decision == "ask" or (found.decision == "allow" and found.risk is not Risk.READ):
                     approval = await self._executor.propose(
                         found,
@@ -281,6 +313,10 @@ class ToolRunner:
                     result = await self._executor.execute(
                         name, arguments, identity=progress.identity, tainted=tainted, request_key=call
                     )
+            except Refused as error:
+                result = await self._executor.turn_away(
+                    name, arguments, progress.identity, "denied", str(error)
+                )
             except LearningError as error:  # told to the code, which may go on without
                 return HostAnswer(error=str(error))
             return self._answered(result, progress)
@@ -401,7 +437,7 @@ class ToolRunner:
         except (KeyError, TypeError, ValueError, RecursionError):
             raise not_ours from None
         version = await self.version(identity, name, number)
-        await self.require_runnable(version, identity)
+        author = await self.require_usable(version, identity)
         if not (await self._seal()).holds(
             kept.get("mac"),
             kept["payload"],
@@ -420,6 +456,7 @@ class ToolRunner:
             arguments=said["arguments"],
             run_key=said["run_key"],
             stricter=said["stricter"],
+            author=author,
             calls=said["calls"],
             read_untrusted=said["read_untrusted"],
         )
