@@ -1,8 +1,8 @@
 """What happened that somebody may want to know: one function to tell it, one to listen.
 
 Every event is also a line of the logger `agent.events`: a warning for the names that end in `_failed`,
-`_unavailable`, `_refused` or `_spooled` and, the first time in a process, `_skipped`; information for the rest. Facts
-never hold message text.
+`_unavailable`, `_refused` or `_spooled` and, the first time in a process, `_skipped`; for debugging what happens in
+every run; information for the rest. Facts never hold message text.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ _logger = logging.getLogger("agent.events")
 _listeners: list[Callable[[Event], None]] = []
 _ALARMING = ("_failed", "_unavailable", "_refused", "_spooled")
 _ALARMING_ONCE = "_skipped"
+_ORDINARY = frozenset({"knowledge_recalled", "run_recorded", "tool_call_ended"})
+"""In every run, for those who count: as lines of a log they would hide the rest."""
 _told: set[str] = set()
 
 
@@ -37,7 +39,7 @@ def emit(name: str, /, **facts: Any) -> None:
     event = Event(name=name, facts=facts)
     alarming = name.endswith(_ALARMING) or (name.endswith(_ALARMING_ONCE) and name not in _told)
     _told.add(name)
-    level = logging.WARNING if alarming else logging.INFO
+    level = logging.WARNING if alarming else logging.DEBUG if name in _ORDINARY else logging.INFO
     _logger.log(level, "%s %s", name, facts)
     for listener in tuple(_listeners):
         try:

@@ -132,6 +132,9 @@ class Settings(BaseModel):
     commas. System schemas and what belongs to this layer are left out anyway."""
     discovery_timeout: timedelta = timedelta(seconds=2)
     """Longest time of one statement of discovery, in seconds (`LEARNING_DISCOVERY_TIMEOUT`)."""
+    metrics_token: SecretStr | None = None
+    """What a program must send as `Authorization: Bearer …` to read the metrics of this server
+    (`LEARNING_METRICS_TOKEN`). Unset: only programs on the same machine may."""
     learner: bool = True
     """Whether a server of this process starts the hourly learner (`LEARNING_LEARNER`)."""
     learner_interval: timedelta = timedelta(hours=1)
@@ -351,6 +354,7 @@ _FIELD_OF_VARIABLE = {
         "target_resolution_rate", "target_escalation_rate", "target_confidence", "target_category_accuracy",
         "target_response_time",
         "alert_slack_webhook", "alert_telegram_chat", "alert_webhook", "alert_mail", "alert_cooldown", "alert_reminder",
+        "metrics_token",
     )
 }  # fmt: skip
 _VARIABLE_OF_FIELD = {field: variable for variable, field in reversed(_FIELD_OF_VARIABLE.items())}
@@ -383,3 +387,15 @@ def current_settings() -> Settings:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f".env in this folder cannot be read: {error}") from None
     return Settings.from_environment({**os.environ, **from_file, **os.environ})
+
+
+def telemetry_endpoint() -> str | None:
+    """Where OpenTelemetry's own variables (`OTEL_…`, of the environment alone) send traces; `None`: nowhere, or they
+    switch that off. Its SDK reads the rest of them by itself."""
+    given = os.environ
+    if (
+        given.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+        or given.get("OTEL_TRACES_EXPORTER") == "none"
+    ):
+        return None
+    return given.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or given.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None

@@ -98,6 +98,7 @@ FOR_SERVERS: dict[str, dict[str, Any]] = {
 }
 WITHOUT_IDENTITY: dict[str, dict[str, Any]] = {
     "server_secret": {"purpose": "seal"},
+    "server_state": {"job_limit": 1000},
     "expedite_learning": {"sessions": []},
     "queue_state": {"the_queue": "learning"},
     "rescue_learning": {"stalled_seconds": 30.0},

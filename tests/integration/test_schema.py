@@ -29,6 +29,7 @@ _BRIDGES = {
     "forget_jobs",
     "queue_state",
     "queue_status",
+    "queue_totals",
     "reorder_learning",
     "rescue_jobs",
     "retry_failed_jobs",

@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any, Final, Literal, TypeAlias
 from uuid import UUID
 
+from agent import telemetry
 from agent.approval.binding import binding_hash
 from agent.approval.policy_file import PolicyFile, load_policy
 from agent.approval.records import Approval, ApprovalRequest, DecisionOutcome, State
@@ -282,7 +283,17 @@ class HumanApprovalQueue:
             NotFound: this tenant has no such approval.
             DatabaseUnavailable: the database was away when the time was over.
         """
-        return await portal().run(self._wait(approval_id, identity, time.monotonic() + _seconds(timeout)))
+        attributes = {telemetry.APPROVAL_ID: approval_id, telemetry.CONVERSATION_ID: identity.session_id}
+        with telemetry.span(
+            "await_approval", attributes, parent=telemetry.around(identity.run_id)
+        ) as waiting:
+            approval = await portal().run(
+                self._wait(approval_id, identity, time.monotonic() + _seconds(timeout))
+            )
+            waiting.set_attributes(
+                {telemetry.APPROVAL_STATE: approval.state, telemetry.TOOL_NAME: approval.tool[:200]}
+            )
+            return approval
 
     async def _wait(self, approval_id: str, identity: Identity, deadline: float) -> Approval:
         async with self.notifications.heard(_id(approval_id)) as bell:

@@ -6,6 +6,7 @@ which the next `migrate` fills in.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import AsyncIterator
@@ -118,6 +119,12 @@ async def read_state(url: str, *, directory: Path | None = None) -> MigrationSta
     files = _files(directory)
     async with _connected(url) as connection:
         return await _state(connection, files)
+
+
+@functools.cache
+def migration_names() -> frozenset[str]:
+    """The files of this package; read from disk once."""
+    return frozenset(_files(None))
 
 
 def _files(directory: Path | None) -> dict[str, bytes]:

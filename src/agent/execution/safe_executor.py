@@ -29,6 +29,7 @@ from agent.errors import (
     Refused,
 )
 from agent.events import emit
+from agent.execution.call_report import report_call, report_wait
 from agent.execution.execution_policy import lacking, rule_on, stricter, why_lacking
 from agent.execution.execution_records import (
     Assessment,
@@ -733,15 +734,25 @@ class SafeExecutor:
                 unlogged = str(error)
                 emit("execution_log_failed", tool=found.tool, approval_id=approval_id, reason=unlogged)
         if unlogged:
-            if permit.ticket is None:  # what is not in the log has not been read
-                return ExecutionResult(
-                    status="failed",
-                    tool=found.tool,
-                    risk=found.risk,
-                    error=unlogged,
-                    text=f"{found.tool}: the result is withheld because it could not be entered in the log.",
-                )
-            status = "unknown"
+            status = "unknown" if permit.ticket is not None else "failed"
+        report_call(
+            found.tool,
+            permit.identity,
+            risk=found.risk,
+            decision=entry["decision"],
+            status=status,
+            seconds=time.monotonic() - permit.started,
+            call_id=found.tool_call_id,
+            approval=permit.approval,
+        )
+        if unlogged and permit.ticket is None:  # what is not in the log has not been read
+            return ExecutionResult(
+                status="failed",
+                tool=found.tool,
+                risk=found.risk,
+                error=unlogged,
+                text=f"{found.tool}: the result is withheld because it could not be entered in the log.",
+            )
         if status in ("failed", "unknown"):
             emit("tool_call_failed", tool=found.tool, risk=str(found.risk), status=status, log_id=log_id)
         decided = permit.approval.decided_by if permit.approval is not None else ()
@@ -788,6 +799,7 @@ class SafeExecutor:
         if (before := await self._recorded(approval, identity)) is not None:
             return before
         result = not_approved(approval)
+        report_wait(approval, identity)
         state = result.status if result.status in ("rejected", "expired") else "refused"
         turned = await self.turn_away(
             approval.tool,
@@ -884,6 +896,7 @@ class SafeExecutor:
             log_id = str((await self.database.call("record_execution", identity, entry=entry))["log_id"])
         except LearningError as error:  # nothing was done, so the refusal stands without its entry
             emit("execution_log_failed", tool=tool[:200], approval_id=None, reason=str(error))
+        report_call(tool, identity, risk=risk, decision=decision, status=status)
         emit(
             "tool_call_refused",
             tool=tool[:200],

@@ -11,6 +11,7 @@ from datetime import timedelta
 
 from langchain_core.embeddings import Embeddings
 
+from agent import telemetry
 from agent.errors import ModelError
 from agent.events import emit
 
@@ -38,8 +39,9 @@ class Embedder:
             self._cache.move_to_end(text)
             return self._cache[text]
         try:
-            async with asyncio.timeout(self._timeout.total_seconds()):
-                vector = as_vector(await self._embeddings.aembed_query(text)).text
+            with telemetry.model_call("embeddings", self._embeddings, self.name):
+                async with asyncio.timeout(self._timeout.total_seconds()):
+                    vector = as_vector(await self._embeddings.aembed_query(text)).text
         except TimeoutError:
             emit("embedding_failed", model=self.name, reason=f"no answer within {self._timeout}")
             return None
@@ -67,8 +69,9 @@ class Embedder:
         """
         texts = [text[:_TEXT_CHARACTERS_MAX] for text in contents]
         try:
-            async with asyncio.timeout(timeout.total_seconds()):
-                vectors = list(await self._embeddings.aembed_documents(texts))
+            with telemetry.model_call("embeddings", self._embeddings, self.name):
+                async with asyncio.timeout(timeout.total_seconds()):
+                    vectors = list(await self._embeddings.aembed_documents(texts))
         except TimeoutError:
             raise ModelError(f"the embedder {self.name} gave no answer within {timeout}") from None
         except Exception as error:  # whatever a provider's client raises: the job retries

@@ -16,6 +16,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage, SystemMessage
 from pydantic import BaseModel, ConfigDict, create_model
 
+from agent import telemetry
 from agent.errors import ConfigurationError, ModelError
 from agent.identity import Identity
 from agent.learning.embedding import kind_of
@@ -120,8 +121,10 @@ async def extract(
     prompt = [SystemMessage(_instructions(stores)), HumanMessage(_material(runs, pending.known))]
     config: Any = {"run_name": "learning", "tags": ["learning"], "metadata": {"lc_source": "learning"}}
     try:
-        async with asyncio.timeout(timeout.total_seconds()):
-            answer: Any = await structured.ainvoke(prompt, config)
+        with telemetry.model_call("chat", model) as call:
+            async with asyncio.timeout(timeout.total_seconds()):
+                answer: Any = await structured.ainvoke(prompt, config)
+            telemetry.answered(call, answer.get("raw") if isinstance(answer, dict) else None)
     except TimeoutError:
         raise ModelError(
             f"the extraction model gave no answer within {timeout.total_seconds():g} seconds"

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from langchain_core.language_models import BaseChatModel
 
+from agent import telemetry
 from agent.database.protocol import Database
 from agent.errors import ConflictError
 from agent.events import emit
@@ -65,7 +66,10 @@ class Learner:
         lock = self._locks.setdefault((identity.tenant_id, identity.user_id), asyncio.Lock())
         # Sessions of one user would only meet in conflicts, each after a model call; other processes still may.
         async with lock:
-            return await self._learn_all(identity)
+            with telemetry.span("learn_session", {telemetry.CONVERSATION_ID: identity.session_id}) as session:
+                learned = await self._learn_all(identity)
+                session.set_attribute("learning.runs", learned)
+            return learned
 
     async def _learn_all(self, identity: Identity) -> int:
         learned = 0

@@ -16,6 +16,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 
+from agent import telemetry
 from agent.database.opening import open_database, queue_url
 from agent.database.protocol import Database, checked_id, somebody
 from agent.database.supabase import SupabaseDatabase
@@ -179,7 +180,10 @@ class LearningMachine:
 
     def run_of(self, state: Any) -> OpenRun | None:
         """The run in a graph's state; `None` for nobody's, and for one that we did not seal."""
-        return OpenRun.from_state(state, self.seal) if kept_in(state) else None
+        run = OpenRun.from_state(state, self.seal) if kept_in(state) else None
+        if run is not None and not run.nested:
+            telemetry.reopen_run(run.identity, run.run_id, run.traceparent)
+        return run
 
     async def arun_of(self, state: Any) -> OpenRun | None:
         """The async form of `run_of`."""
@@ -232,6 +236,7 @@ class LearningMachine:
             run: what `record_run` takes.
             rest: how long recording leaves the interpreter to others before it begins.
         """
+        telemetry.close_run(run["run_id"], run["status"])
         self._use()
         self._worker.register()
         future = portal().submit(self._record_after(rest, identity, run))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -56,6 +57,7 @@ class Recorder:
         """
         if not identity.is_somebody:
             return _NOTHING
+        started = time.monotonic()
         try:
             await self._database.prepare()
             async with asyncio.timeout(self._settings.recall_timeout.total_seconds()):
@@ -70,7 +72,14 @@ class Recorder:
         except LearningError as error:
             emit("recall_failed", **identity.as_json(), reason=str(error))
             return _NOTHING
-        return render(memories, token_budget=self._settings.token_budget)
+        rendered = render(memories, token_budget=self._settings.token_budget)
+        emit(
+            "knowledge_recalled",
+            **identity.as_json(),
+            memories=len(rendered.shown),
+            duration_ms=_milliseconds_since(started),
+        )
+        return rendered
 
     async def _recall_memories(self, identity: Identity, question: str) -> list[Memory]:
         vector: dict[str, Any] = {}
@@ -94,11 +103,18 @@ class Recorder:
         run["durable"] = self._settings.durable_runs
         try:
             async with asyncio.timeout(10):
+                started = time.monotonic()
                 await self._database.call("record_run", identity, run=run)
         except Exception as error:  # noqa: BLE001 - whatever goes wrong in recording, the answer is given
             await self._keep(identity, run, error)
             self._something_waits = True
             return False
+        emit(
+            "run_recorded",
+            run_id=run["run_id"],
+            status=run["status"],
+            duration_ms=_milliseconds_since(started),
+        )
         if self._something_waits:  # the database takes runs again, or this process has not looked yet
             self._something_waits = False
             self._delivery = asyncio.create_task(self._deliver_beside())
@@ -171,3 +187,7 @@ class Recorder:
         if delivered:
             emit("spooled_runs_delivered", runs=delivered)
         return delivered
+
+
+def _milliseconds_since(started: float) -> float:
+    return round((time.monotonic() - started) * 1000, 3)

@@ -10,6 +10,7 @@ from typing import Any
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 
+from agent import telemetry
 from agent.events import emit
 from agent.learning.machine import LearningMachine
 from agent.learning.run_identity import resolve_identity
@@ -68,6 +69,7 @@ def open_run(
     run = OpenRun(
         identity=identity,
         run_id=str(run_id),
+        traceparent=telemetry.open_run(identity, str(run_id)),
         started_at=now(),
         first_message_id=started.first_message_id,
         start=started.start,
@@ -79,7 +81,15 @@ def open_run(
 
 async def with_knowledge(machine: LearningMachine, run: OpenRun, question: str) -> OpenRun:
     """The run with what is known that bears on its question. Runs in the portal."""
-    rendered = await machine.recall(run.identity, question)
+    attributes = {
+        telemetry.OPERATION: "retrieval",
+        telemetry.DATA_SOURCE_ID: "agent_memory",
+        telemetry.AGENT_NAME: run.identity.agent_id,
+        telemetry.CONVERSATION_ID: run.identity.session_id,
+    }
+    with telemetry.span("retrieval agent_memory", attributes, parent=telemetry.around(run.run_id)) as recall:
+        rendered = await machine.recall(run.identity, question)
+        recall.set_attribute("learning.recall.memories", len(rendered.shown))
     return replace(
         run,
         knowledge=rendered.text,

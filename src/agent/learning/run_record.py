@@ -64,6 +64,8 @@ class OpenRun:
     """`{memory_id, version}` of what the block shows, in order."""
     nested: bool = False
     """Whether an agent around this one records it."""
+    traceparent: str = ""
+    """Its span (W3C), for the part of it after a pause; empty where no spans are collected."""
 
     def as_state(self, seal: RunSeal) -> dict[str, Any]:
         """Plain values, as checkpoints keep them, sealed."""
@@ -79,6 +81,7 @@ class OpenRun:
             "knowledge": self.knowledge,
             "exposures": [dict(item) for item in self.exposures],
             "nested": self.nested,
+            "traceparent": self.traceparent,
         }
         return kept | {"seal": seal.of(kept)}
 
@@ -103,6 +106,7 @@ class OpenRun:
             knowledge=kept.get("knowledge", ""),
             exposures=tuple(kept.get("exposures", ())),
             nested=bool(kept.get("nested")),
+            traceparent=str(kept.get("traceparent", "")),
         )
 
 

@@ -20,6 +20,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.tracers.context import register_configure_hook
 from langgraph.errors import GraphBubbleUp
 
+from agent import telemetry
 from agent.learning.run_record import OpenRun, RunStatus, key_of
 
 ambient_run: ContextVar[OpenRun | None] = ContextVar("agent_ambient_run", default=None)
@@ -44,7 +45,8 @@ def inside(run: OpenRun) -> Iterator[None]:
     token = ambient_run.set(run)
     _inside.append(run.run_id)
     try:
-        yield
+        with telemetry.within(run.run_id):
+            yield
     finally:
         _inside.remove(run.run_id)
         ambient_run.reset(token)

@@ -1,6 +1,8 @@
-"""The FastAPI application that `langgraph.json` mounts: the routes of approvals, on the web and for chats.
+"""The FastAPI application that `langgraph.json` mounts: the routes of approvals, on the web and for chats, and those of
+probes and metrics.
 
-Its lifespan runs the workers of this process's graphs and the keeper of approvals.
+Its lifespan runs the workers of this process's graphs and the keeper of approvals, and sends traces where
+OpenTelemetry's variables say where to.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ from agent.approval.slack import SlackChannel, SlackSocket, slack_channel
 from agent.approval.telegram import telegram_channel
 from agent.database.opening import EmbeddedDatabase
 from agent.errors import LearningError
-from agent.events import emit
+from agent.events import emit, listening
 from agent.learning.machine import living_machines
 from agent.portal import portal
-from agent.server import approval_routes, slack_routes, telegram_routes
+from agent.server import approval_routes, health_routes, metrics_routes, slack_routes, telegram_routes
 from agent.server.deliveries import finish
+from agent.server.house import house
+from agent.telemetry import exporting
 
 _SOCKET_RETRY_SECONDS = 30.0
 
@@ -37,7 +41,10 @@ async def lifespan(application: FastAPI) -> AsyncIterator[None]:
     Raises:
         ConfigurationError: settings or policy file are malformed: a server must know who may approve.
     """
+    here = house()
     async with AsyncExitStack() as running:
+        await running.enter_async_context(exporting())
+        running.enter_context(listening(here.metrics.count))
         for machine in living_machines():
             running.push_async_callback(machine.aclose)
             await machine.start_worker()
@@ -120,5 +127,6 @@ class _SocketHolder:
 
 
 app = FastAPI(title="Learning layer", lifespan=lifespan)
-for _routes in (slack_routes, telegram_routes, approval_routes):
+app.add_middleware(metrics_routes.MetricsBesideLangGraph)
+for _routes in (slack_routes, telegram_routes, approval_routes, health_routes, metrics_routes):
     app.include_router(_routes.router)
