@@ -59,7 +59,7 @@ class SlackServer(ChatServer):
         if method in self.refuse:
             return {"ok": False, "error": self.refuse[method]}
         fault = next(
-            _block_faults(arguments.get("blocks") or arguments.get("view", {}).get("blocks") or []), None
+            block_faults(arguments.get("blocks") or arguments.get("view", {}).get("blocks") or []), None
         )
         if fault is not None:
             return {"ok": False, "error": f"invalid_blocks: {fault}"}
@@ -89,9 +89,15 @@ class TelegramServer(ChatServer):
 
     prefix = f"/bot{TELEGRAM_TOKEN}/"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.parameters: dict[str, Any] = {}
+        """What goes with a refusal, such as `retry_after`."""
+
     def answer(self, method: str, arguments: dict[str, Any], authorization: str) -> dict[str, Any]:
         if method in self.refuse:
-            return {"ok": False, "error_code": 400, "description": self.refuse[method]}
+            why = {"ok": False, "error_code": 400, "description": self.refuse[method]}
+            return why | ({"parameters": self.parameters} if self.parameters else {})
         if fault := next(_message_faults(arguments), None):
             return {"ok": False, "error_code": 400, "description": fault}
         match method:
@@ -238,7 +244,8 @@ def telegram_press(
 # --- limits of the two, by their documentation ------------------------------------------------------------------
 
 
-def _block_faults(blocks: list[dict[str, Any]]) -> Iterator[str]:
+def block_faults(blocks: list[dict[str, Any]]) -> Iterator[str]:
+    """What Slack would refuse in these blocks."""
     if len(blocks) > 50:
         yield "more than 50 blocks"
     ids = [block["block_id"] for block in blocks if "block_id" in block]

@@ -1,8 +1,8 @@
 """What happened that somebody may want to know: one function to tell it, one to listen.
 
 Every event is also a line of the logger `agent.events`: a warning for the names that end in `_failed`,
-`_unavailable`, `_refused` or `_spooled` and, the first time in a process, `_skipped`; for debugging what happens in
-every run; information for the rest. Facts never hold message text.
+`_unavailable`, `_refused` or `_spooled`, for alerts that are open and, the first time in a process, for `_skipped`; for
+debugging what happens in every run; information for the rest. Facts never hold message text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from typing import Any
 
 _logger = logging.getLogger("agent.events")
 _listeners: list[Callable[[Event], None]] = []
-_ALARMING = ("_failed", "_unavailable", "_refused", "_spooled")
+_ALARMING = (
+    "_failed",
+    "_unavailable",
+    "_refused",
+    "_spooled",
+    "alert_raised",
+    "alert_worsened",
+    "alert_reminded",
+)
 _ALARMING_ONCE = "_skipped"
 _ORDINARY = frozenset({"knowledge_recalled", "run_recorded", "tool_call_ended"})
 """In every run, for those who count: as lines of a log they would hide the rest."""

@@ -2069,7 +2069,7 @@ $$;
 -- Erase what approvals and the log hold of a user: arguments, errors, results, rows as they were before, paused programs; what
 -- still waited is cancelled. That something was done, by which tool and with which risk, stays. The caller has entered.
 -- Returns the number of rows changed per table.
-CREATE OR REPLACE FUNCTION agent_private.erase_elsewhere(the_tenant text, the_user text)
+CREATE FUNCTION agent_private.erase_executions(the_tenant text, the_user text)
 RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -2117,6 +2117,14 @@ BEGIN
 END
 $$;
 
+-- What erase_user() erases beside memories and runs. Returns the number of rows changed per table.
+CREATE OR REPLACE FUNCTION agent_private.erase_elsewhere(the_tenant text, the_user text)
+RETURNS jsonb
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT agent_private.erase_executions(the_tenant, the_user);
+$$;
 
 -- ---- schemas/78_sql_logins.sql
 
@@ -2395,7 +2403,7 @@ FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
 WHERE n.nspname = 'agent_private' AND p.proname IN (
     'enter_everywhere', 'enter_as_server', 'refuse_change', 'watch_approval', 'next_of_chain', 'chain_hash', 'event_text', 'append_event',
     'approval_state', 'approval_document', 'approval_digest', 'texts', 'settle_approval', 'use_rule', 'objection', 'details_hash', 'execution_text',
-    'append_execution', 'halted', 'finish', 'watch_tool');
+    'append_execution', 'erase_executions', 'halted', 'finish', 'watch_tool');
 
 SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.server_secret(text)',

@@ -739,7 +739,7 @@ $$;
 -- Erase what approvals and the log hold of a user: arguments, errors, results, rows as they were before, paused programs; what
 -- still waited is cancelled. That something was done, by which tool and with which risk, stays. The caller has entered.
 -- Returns the number of rows changed per table.
-CREATE OR REPLACE FUNCTION agent_private.erase_elsewhere(the_tenant text, the_user text)
+CREATE FUNCTION agent_private.erase_executions(the_tenant text, the_user text)
 RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -787,3 +787,11 @@ BEGIN
 END
 $$;
 
+-- What erase_user() erases beside memories and runs. Returns the number of rows changed per table.
+CREATE OR REPLACE FUNCTION agent_private.erase_elsewhere(the_tenant text, the_user text)
+RETURNS jsonb
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT agent_private.erase_executions(the_tenant, the_user);
+$$;

@@ -5,7 +5,7 @@ FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
 WHERE n.nspname = 'agent_private' AND p.proname IN (
     'enter_everywhere', 'enter_as_server', 'refuse_change', 'watch_approval', 'next_of_chain', 'chain_hash', 'event_text', 'append_event',
     'approval_state', 'approval_document', 'approval_digest', 'texts', 'settle_approval', 'use_rule', 'objection', 'details_hash', 'execution_text',
-    'append_execution', 'halted', 'finish', 'watch_tool');
+    'append_execution', 'erase_executions', 'halted', 'finish', 'watch_tool');
 
 SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.server_secret(text)',

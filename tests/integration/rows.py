@@ -39,6 +39,10 @@ TENANT_TABLES = (
     "agent_tool",
     "agent_tick",
     "agent_clock",
+    "agent_alert",
+    "agent_alert_notice",
+    "agent_alert_delivery",
+    "agent_alert_silence",
 )
 
 

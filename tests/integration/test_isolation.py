@@ -95,7 +95,19 @@ FOR_SERVERS: dict[str, dict[str, Any]] = {
     "finish_tick": {"the_clock": "c", "slot": "2026-01-01T00:00:00Z", "attempt": 1, "the_state": "done"},
     "leave_clock": {"the_clock": "c", "replica": "r"},
     "clock_status": {},
-}
+    "report_findings": {
+        "findings": [], "checked": [], "sinks": [], "cooldown_seconds": 60.0, "reminder_seconds": 60.0,
+    },
+    "take_alert_delivery": {"sinks": ["log"], "lease_seconds": 60.0},
+    "finish_alert_delivery": {
+        "the_notice_id": SOME_ID, "sink": "log", "attempt": 1, "error": "e", "retry_seconds": None,
+    },
+    "list_alerts": {},
+    "get_alert": {"the_alert_id": SOME_ID},
+    "silence_alerts": {"silence": {"pattern": "*", "seconds": 60, "made_by": "eve"}},
+    "end_alert_silence": {"the_silence_id": SOME_ID, "ended_by": "eve"},
+    "list_alert_silences": {},
+}  # fmt: skip
 WITHOUT_IDENTITY: dict[str, dict[str, Any]] = {
     "server_secret": {"purpose": "seal"},
     "server_state": {"job_limit": 1000},
@@ -439,6 +451,9 @@ async def test_with_no_identity_every_function_finds_nothing_or_refuses(
         "get_execution_result": None,
         "list_tools": [],
         "get_tool": None,
+        "list_alerts": [],
+        "get_alert": None,
+        "list_alert_silences": [],
     }
     nobodies: list[dict[str, Any] | None] = [
         None,

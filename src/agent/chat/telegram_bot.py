@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+from agent.chat.posting import post_json
 from agent.errors import OperatorError
 
 if TYPE_CHECKING:
     import httpx
     from pydantic import SecretStr
-
-_TIMEOUT_SECONDS: Final = 15.0
 
 
 class TelegramRefused(OperatorError):
@@ -49,11 +48,7 @@ class TelegramBot:
 
         address = f"{self._address}{self._token.get_secret_value()}/{method}"
         try:
-            if self._client is not None:
-                response = await self._client.post(address, json=dict(arguments))
-            else:
-                async with httpx.AsyncClient(timeout=_TIMEOUT_SECONDS) as client:
-                    response = await client.post(address, json=dict(arguments))
+            response = await post_json(address, arguments, client=self._client)
             answer = response.json()
         except (httpx.HTTPError, ValueError) as error:  # whose words hold the address, and that the token
             raise OperatorError(

@@ -221,6 +221,8 @@ JSON_ARGUMENTS = frozenset(
         "entry",
         "halt",
         "tool",
+        "findings",
+        "silence",
     }
 )
 # Arguments whose type Postgres does not find out from text.
@@ -236,6 +238,12 @@ CASTS: dict[str, LiteralString] = dict.fromkeys(JSON_ARGUMENTS, "::jsonb") | {
     "the_rule_id": "::uuid",
     "halt_id": "::uuid",
     "channels": "::text[]",
+    "checked": "::text[]",
+    "sinks": "::text[]",
+    "the_alert_id": "::uuid",
+    "the_notice_id": "::uuid",
+    "the_silence_id": "::uuid",
+    "attempt": "::integer",
     "delivered_version": "::bigint",
     "the_log_id": "::bigint",
     "version": "::integer",
