@@ -37,6 +37,7 @@ TENANT_TABLES = (
     "agent_execution_halt",
     "agent_execution_result",
     "agent_tool",
+    "agent_app_pattern",
     "agent_tick",
     "agent_clock",
     "agent_alert",

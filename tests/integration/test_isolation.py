@@ -89,6 +89,9 @@ FOR_SERVERS: dict[str, dict[str, Any]] = {
     "retire_tool": {"tool_name": "t", "version": None, "by": "eve"},
     "list_tools": {},
     "get_tool": {"tool_name": "t", "version": None},
+    "save_app_patterns": {"the_app": "default", "patterns": [{"table": "public.t", "document": {}}]},
+    "read_app_patterns": {"the_app": "default"},
+    "forget_app_patterns": {"the_app": "default", "kept_tables": []},
     "tick": {"the_clock": "c", "interval_seconds": 3600.0, "replica": "r"},
     "take_tick": {"the_clock": "c", "worker": "w", "lease_seconds": 60.0, "attempts_max": 5},
     "keep_tick": {"the_clock": "c", "slot": "2026-01-01T00:00:00Z", "attempt": 1, "lease_seconds": 60.0},
@@ -124,6 +127,22 @@ WITHOUT_IDENTITY: dict[str, dict[str, Any]] = {
     "resume_failed": {"batch_id": SOME_ID, "error": "e"},
     "remember_delivery": {"channel": "slack", "delivery_key": "k"},
     "tend_approvals": {"executing_seconds": 60.0},
+    "sample_app_table": {
+        "the_schema": "public",
+        "the_table": "agent_migration",
+        "the_columns": ["name"],
+        "how_read": ["text"],
+        "row_limit": 5,
+    },
+    "match_app_values": {
+        "from_schema": "public",
+        "from_table": "agent_migration",
+        "from_column": "name",
+        "to_schema": "public",
+        "to_table": "agent_migration",
+        "to_column": "name",
+        "row_limit": 5,
+    },
 }
 ALL = FOR_USERS | FOR_SERVERS | WITHOUT_IDENTITY
 ADA = Identity(user_id="ada", session_id="s1", agent_id="a1")
@@ -454,6 +473,7 @@ async def test_with_no_identity_every_function_finds_nothing_or_refuses(
         "list_alerts": [],
         "get_alert": None,
         "list_alert_silences": [],
+        "read_app_patterns": [],
     }
     nobodies: list[dict[str, Any] | None] = [
         None,

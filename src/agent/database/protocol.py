@@ -223,6 +223,7 @@ JSON_ARGUMENTS = frozenset(
         "tool",
         "findings",
         "silence",
+        "patterns",
     }
 )
 # Arguments whose type Postgres does not find out from text.
@@ -246,6 +247,11 @@ CASTS: dict[str, LiteralString] = dict.fromkeys(JSON_ARGUMENTS, "::jsonb") | {
     "attempt": "::integer",
     "delivered_version": "::bigint",
     "the_log_id": "::bigint",
+    "the_tables": "::text[]",
+    "kept_tables": "::text[]",
+    "the_columns": "::text[]",
+    "how_read": "::text[]",
+    "percent": "::double precision",
     "version": "::integer",
     "per_hour": "::integer",
 }

@@ -1,0 +1,245 @@
+-- What samples told of the application's tables, and sampling over Supabase's keys.
+
+CREATE TABLE public.agent_app_pattern (
+    tenant_id text NOT NULL CHECK (tenant_id <> ''),
+    app text NOT NULL CHECK (app <> ''),
+    table_name text NOT NULL CHECK (table_name <> ''),
+    document jsonb NOT NULL,
+    seen jsonb NOT NULL DEFAULT '{}',
+    estimates jsonb NOT NULL DEFAULT '[]',
+    inferred jsonb NOT NULL DEFAULT '[]',
+    sampled_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (tenant_id, app, table_name)
+);
+COMMENT ON TABLE public.agent_app_pattern IS 'One row per sampled table of the application: shares, ranges, formats, statuses. Of personal data its shape alone.';
+COMMENT ON COLUMN public.agent_app_pattern.app IS 'default for our own database, else host:port/database.';
+COMMENT ON COLUMN public.agent_app_pattern.table_name IS 'schema.name, quoted as Postgres does.';
+COMMENT ON COLUMN public.agent_app_pattern.seen IS 'By status column and keyed hash of a row''s primary key the status it had: never a key.';
+COMMENT ON COLUMN public.agent_app_pattern.estimates IS '[[time, rows], …], oldest first, for the growth.';
+COMMENT ON COLUMN public.agent_app_pattern.inferred IS 'References of its columns that nobody declared and whose values confirm them.';
+
+SELECT agent_private.guard('public.agent_app_pattern'::regclass);
+CREATE POLICY of_the_tenant ON public.agent_app_pattern TO agent_app
+    USING (tenant_id = (SELECT current_setting('agent.tenant_id', true))
+           AND (SELECT current_setting('agent.reach', true)) = 'tenant');
+
+-- Save patterns of tables of an application, all or nothing: [{table, document, seen, estimates, inferred, memory, changes}].
+-- memory is the sentence that recall shall find, empty where there is none; changes are [{table, column, kind, what, before,
+-- after}], each kept as a memory, of which the newest 200 of the application stay. Returns {saved, memories, changes}.
+CREATE FUNCTION public.save_app_patterns(identity jsonb, the_app text, patterns jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous text[];
+    tenant text;
+    given jsonb;
+    changed jsonb;
+    old public.agent_memory;
+    saved integer := 0;
+    memories integer := 0;
+    changes integer := 0;
+BEGIN
+    identity := agent_private.document(identity);
+    patterns := agent_private.document(patterns);
+    previous := agent_private.enter(identity, 'tenant');
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('PT403', 'patterns need a tenant');
+    END IF;
+    tenant := current_setting('agent.tenant_id');
+    -- In one order, so that two that save at once wait and do not lock each other out.
+    FOR given IN SELECT p FROM jsonb_array_elements(patterns) AS p ORDER BY p ->> 'table' LOOP
+        INSERT INTO public.agent_app_pattern AS a (tenant_id, app, table_name, document, seen, estimates, inferred)
+        VALUES (tenant, the_app, given ->> 'table', given -> 'document', coalesce(given -> 'seen', '{}'),
+                coalesce(given -> 'estimates', '[]'), coalesce(given -> 'inferred', '[]'))
+        ON CONFLICT (tenant_id, app, table_name) DO UPDATE
+        SET document = excluded.document, seen = excluded.seen, estimates = excluded.estimates,
+            inferred = excluded.inferred, sampled_at = clock_timestamp();
+        saved := saved + 1;
+        IF coalesce(given ->> 'memory', '') <> '' THEN
+            memories := memories + (agent_private.write_memory(jsonb_build_object(
+                'store', 'application', 'kind', 'pattern', 'scope', 'tenant', 'trust', 'tool', 'source', 'discovery',
+                'field', agent_private.short_id('pattern ' || the_app || ' ' || (given ->> 'table')),
+                'content', given ->> 'memory',
+                'value', jsonb_build_object('app', the_app, 'table', given ->> 'table'))) ->> 'status' <> 'unchanged')::integer;
+        ELSE
+            PERFORM agent_private.retire_memory(jsonb_build_object(
+                'store', 'application', 'scope', 'tenant', 'reason', 'nothing is known of it any more',
+                'field', agent_private.short_id('pattern ' || the_app || ' ' || (given ->> 'table'))));
+        END IF;
+        FOR changed IN SELECT c FROM jsonb_array_elements(coalesce(given -> 'changes', '[]')) AS c LOOP
+            PERFORM agent_private.write_memory(jsonb_build_object(
+                'store', 'application', 'kind', 'change', 'scope', 'tenant', 'trust', 'tool', 'source', 'discovery',
+                'content', to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD') || ': ' || (changed ->> 'what'),
+                'value', changed || jsonb_build_object('app', the_app, 'sampled_at', given #> '{document,sampled_at}')));
+            changes := changes + 1;
+        END LOOP;
+    END LOOP;
+    IF changes > 0 THEN
+        FOR old IN
+            SELECT * FROM public.agent_memory m
+            WHERE m.tenant_id = tenant AND m.scope = 'tenant' AND m.owner_id = '' AND m.store = 'application'
+              AND m.kind = 'change' AND m.superseded_at IS NULL AND m.value ->> 'app' = the_app AND m.value ? 'sampled_at'
+            ORDER BY m.memory_number DESC OFFSET 200
+        LOOP
+            PERFORM agent_private.close_memory(old, 'newer changes took its place');
+        END LOOP;
+    END IF;
+    PERFORM agent_private.leave(previous);
+    RETURN jsonb_build_object('saved', saved, 'memories', memories, 'changes', changes);
+END
+$$;
+
+-- The stored patterns of an application by table: [{table, document, inferred}], with rest also seen and estimates.
+-- the_tables: only these; NULL is all.
+CREATE FUNCTION public.read_app_patterns(identity jsonb, the_app text, the_tables text[] DEFAULT NULL, rest boolean DEFAULT false)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous text[];
+    found jsonb;
+BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity, 'tenant');
+    IF previous IS NULL THEN
+        RETURN '[]';
+    END IF;
+    SELECT coalesce(jsonb_agg(
+        jsonb_build_object('table', a.table_name, 'document', a.document, 'inferred', a.inferred)
+        || CASE WHEN rest THEN jsonb_build_object('seen', a.seen, 'estimates', a.estimates) ELSE '{}' END
+        ORDER BY a.table_name), '[]') INTO found
+    FROM public.agent_app_pattern a
+    WHERE a.tenant_id = current_setting('agent.tenant_id') AND a.app = the_app
+      AND (the_tables IS NULL OR a.table_name = ANY (the_tables));
+    PERFORM agent_private.leave(previous);
+    RETURN found;
+END
+$$;
+
+-- Forget the patterns of all tables of an application but these, and the memories of them. Returns how many.
+CREATE FUNCTION public.forget_app_patterns(identity jsonb, the_app text, kept_tables text[])
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous text[];
+    gone text;
+    forgotten integer := 0;
+BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity, 'tenant');
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('PT403', 'patterns need a tenant');
+    END IF;
+    FOR gone IN
+        DELETE FROM public.agent_app_pattern a
+        WHERE a.tenant_id = current_setting('agent.tenant_id') AND a.app = the_app AND NOT a.table_name = ANY (kept_tables)
+        RETURNING a.table_name
+    LOOP
+        PERFORM agent_private.retire_memory(jsonb_build_object(
+            'store', 'application', 'scope', 'tenant', 'reason', 'the table is gone',
+            'field', agent_private.short_id('pattern ' || the_app || ' ' || gone)));
+        forgotten := forgotten + 1;
+    END LOOP;
+    PERFORM agent_private.leave(previous);
+    RETURN to_jsonb(forgotten);
+END
+$$;
+
+-- A sample of a table for callers who have no connection of their own: {now, rows: [[value, …, whether of the newest]]}.
+-- With the rights of the caller, so that it reads nothing they may not; it changes nothing (STABLE: an API runs it read
+-- only), and waits half a second for a lock. Names are quoted as identifiers and must be those of a relation and of its
+-- columns. how_read by column: text, small or null. percent NULL: the first rows; else that share of the blocks, and one
+-- row in spread of theirs. key_column: by it the same rows are taken each time. newest_by: the indexed time whose greatest
+-- rows are read too, newest_rows of them.
+CREATE FUNCTION public.sample_app_table(the_schema text, the_table text, the_columns text[], how_read text[],
+                                        row_limit integer, percent double precision DEFAULT NULL,
+                                        spread integer DEFAULT 1, key_column text DEFAULT NULL, newest_by text DEFAULT NULL,
+                                        newest_rows integer DEFAULT 0)
+RETURNS jsonb
+LANGUAGE plpgsql STABLE SECURITY INVOKER
+SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '500ms'
+SET timezone = 'UTC'
+SET datestyle = 'ISO, YMD'
+AS $$
+DECLARE
+    target regclass := to_regclass(format('%I.%I', the_schema, the_table));
+    taken integer := least(greatest(row_limit, 1), 1000);
+    parts text;
+    chosen text;
+    statement text;
+    found jsonb;
+BEGIN
+    IF target IS NULL OR EXISTS (
+        SELECT FROM unnest(the_columns || array_remove(ARRAY[key_column, newest_by], NULL)) AS w (name)
+        WHERE NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = target AND a.attname = w.name
+                          AND a.attnum > 0 AND NOT a.attisdropped)) THEN
+        RAISE EXCEPTION 'there is no such table with these columns' USING ERRCODE = 'PT404';
+    END IF;
+    SELECT string_agg(CASE h.how
+        WHEN 'text' THEN format('left(%I::text, 200)', h.name)
+        WHEN 'small' THEN format('CASE WHEN pg_column_size(%1$I) <= 8000 THEN left(%1$I::text, 200) '
+                                 'WHEN %1$I IS NOT NULL THEN '''' END', h.name)
+        ELSE format('CASE WHEN %I IS NOT NULL THEN '''' END', h.name) END, ', ' ORDER BY h.place)
+    INTO parts FROM unnest(the_columns, how_read) WITH ORDINALITY AS h (name, how, place);
+    IF percent IS NULL THEN
+        statement := format('SELECT ARRAY[%s]::text[] AS r, false AS newest FROM %I.%I LIMIT %s', parts, the_schema, the_table, taken);
+    ELSE
+        chosen := CASE WHEN key_column IS NULL THEN format('random() * %s < 1', greatest(spread, 1))
+                       ELSE format('hashtext(%I::text) %% %s = 0', key_column, greatest(spread, 1)) END;
+        statement := format(
+            '(SELECT ARRAY[%s]::text[] AS r, false AS newest FROM %I.%I TABLESAMPLE SYSTEM (%s) REPEATABLE (1) WHERE %s LIMIT %s)',
+            parts, the_schema, the_table, least(percent, 100), chosen, taken);
+        IF newest_by IS NOT NULL THEN
+            statement := statement || format(
+                ' UNION ALL (SELECT ARRAY[%1$s]::text[], true FROM %2$I.%3$I WHERE %4$I IS NOT NULL '
+                'ORDER BY %4$I DESC LIMIT %5$s)', parts, the_schema, the_table, newest_by, least(greatest(newest_rows, 0), 1000));
+        END IF;
+    END IF;
+    EXECUTE format('SELECT coalesce(jsonb_agg(to_jsonb(s.r) || to_jsonb(s.newest)), ''[]'') FROM (%s) AS s', statement) INTO found;
+    RETURN jsonb_build_object('now', now(), 'rows', found);
+END
+$$;
+
+-- How many values of a column there are in some rows, how many different ones, and how many of them another column has:
+-- {sampled, distinct, matched}. With the rights of the caller; it changes nothing. The other column needs a unique index.
+-- Names are quoted as identifiers and must be those of relations and of their columns.
+CREATE FUNCTION public.match_app_values(from_schema text, from_table text, from_column text, to_schema text, to_table text,
+                                        to_column text, row_limit integer)
+RETURNS jsonb
+LANGUAGE plpgsql STABLE SECURITY INVOKER
+SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '500ms'
+AS $$
+DECLARE
+    source regclass := to_regclass(format('%I.%I', from_schema, from_table));
+    target regclass := to_regclass(format('%I.%I', to_schema, to_table));
+    found jsonb;
+BEGIN
+    IF source IS NULL OR target IS NULL
+       OR NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = source AND a.attname = from_column AND a.attnum > 0)
+       OR NOT EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+                      WHERE i.indrelid = target AND i.indisunique AND i.indpred IS NULL AND i.indnkeyatts = 1
+                        AND a.attname = to_column) THEN
+        RAISE EXCEPTION 'there are no such columns, the second with a unique index' USING ERRCODE = 'PT404';
+    END IF;
+    EXECUTE format(
+        'SELECT jsonb_build_object(''sampled'', count(*), ''distinct'', count(DISTINCT v.value), '
+        '''matched'', count(*) FILTER (WHERE EXISTS (SELECT FROM %1$I.%2$I AS t WHERE t.%3$I = v.value OFFSET 0))) '
+        'FROM (SELECT %4$I AS value FROM %5$I.%6$I LIMIT %7$s) AS v WHERE v.value IS NOT NULL',
+        to_schema, to_table, to_column, from_column, from_schema, from_table, least(greatest(row_limit, 1), 1000)) INTO found;
+    RETURN found;
+END
+$$;
+
+SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
+    'public.save_app_patterns(jsonb, text, jsonb)',
+    'public.read_app_patterns(jsonb, text, text[], boolean)',
+    'public.forget_app_patterns(jsonb, text, text[])',
+    'public.sample_app_table(text, text, text[], text[], integer, double precision, integer, text, text, integer)',
+    'public.match_app_values(text, text, text, text, text, text, integer)']::regprocedure[]) AS f;
