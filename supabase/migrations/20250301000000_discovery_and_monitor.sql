@@ -254,7 +254,7 @@ SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
 
 -- ---- schemas/92_learner.sql
 
--- Clocks: what is done once per time slot, however many replicas tick.
+-- Clocks: what is done once per time slot, however many replicas tick; and the steps of the background learner.
 
 CREATE TABLE public.agent_tick (
     tenant_id text NOT NULL CHECK (tenant_id <> ''),
@@ -295,7 +295,41 @@ CREATE TABLE public.agent_clock (
 );
 COMMENT ON TABLE public.agent_clock IS 'The processes in which a clock runs, and when each was last heard of.';
 
-SELECT agent_private.guard(t) FROM unnest(ARRAY['public.agent_tick', 'public.agent_clock']::regclass[]) AS t;
+CREATE TABLE public.learning_analytics (
+    tenant_id text NOT NULL CHECK (tenant_id <> ''),
+    cycle text NOT NULL CHECK (cycle <> ''),
+    step text NOT NULL CHECK (step <> ''),
+    state text NOT NULL DEFAULT 'doing',
+    attempts integer NOT NULL DEFAULT 1 CHECK (attempts >= 0),
+    worker text NOT NULL,
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    leased_until timestamptz,
+    finished_at timestamptz,
+    counts jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(counts) = 'object'),
+    details jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(details) = 'object'),
+    error text,
+    PRIMARY KEY (tenant_id, cycle, step),
+    -- doing -> done | failed | todo; todo -> doing
+    CONSTRAINT learning_analytics_state CHECK (state IN ('todo', 'doing', 'done', 'failed')),
+    CONSTRAINT learning_analytics_lease CHECK ((state = 'doing') = (leased_until IS NOT NULL))
+);
+COMMENT ON TABLE public.learning_analytics IS 'One row per step of a cycle of the background learner: what it did, how long it took, what went wrong.';
+COMMENT ON COLUMN public.learning_analytics.cycle IS 'The time slot of the tick, or "once" and a random id for a cycle that somebody asked for.';
+COMMENT ON COLUMN public.learning_analytics.attempts IS 'How often it was begun; also the token of who is at it.';
+COMMENT ON COLUMN public.learning_analytics.counts IS 'How much of what it did, as numbers.';
+CREATE INDEX learning_analytics_by_time ON public.learning_analytics (tenant_id, started_at DESC);
+-- A step never runs beside itself, whichever cycles they are of.
+CREATE UNIQUE INDEX learning_analytics_one_at_a_time ON public.learning_analytics (tenant_id, step) WHERE state = 'doing';
+
+-- Curating finds what is no longer valid without reading all memories.
+CREATE INDEX agent_memory_by_end ON public.agent_memory (tenant_id, valid_to) WHERE superseded_at IS NULL AND valid_to IS NOT NULL;
+
+SELECT agent_private.guard(t) FROM unnest(ARRAY[
+    'public.agent_tick', 'public.agent_clock', 'public.learning_analytics']::regclass[]) AS t;
+
+-- What serves all tenants may see whose runs there are; it then works for each tenant by itself.
+CREATE POLICY of_all_tenants ON public.agent_run FOR SELECT TO agent_app
+    USING ((SELECT current_setting('agent.reach', true)) = 'everywhere');
 
 -- Which queues a worker works on, where it does not work on all of them.
 CREATE TABLE agent_queue.agent_worker (
@@ -342,7 +376,8 @@ AS $$
 DECLARE
     key text := agent_private.clock_key(the_tenant, the_clock);
 BEGIN
-    IF EXISTS (SELECT FROM agent_queue.procrastinate_jobs j WHERE j.lock = key AND j.status IN ('todo', 'doing')) THEN
+    IF EXISTS (SELECT FROM agent_queue.procrastinate_jobs j WHERE j.queueing_lock = key AND j.status = 'todo')
+       OR EXISTS (SELECT FROM agent_queue.procrastinate_jobs j WHERE j.lock = key AND j.status = 'doing') THEN
         RETURN false;
     END IF;
     PERFORM agent_queue.procrastinate_defer_jobs_v1(ARRAY[ROW(
@@ -577,11 +612,354 @@ BEGIN
 END
 $$;
 
+-- Begin a step of a cycle. Returns {state, attempt, since}: doing, then the caller does it, keeps its lease and finishes
+-- it; done or failed, if it was already; busy where it runs in another process, in whichever cycle. since is when it last
+-- began and went well in another cycle, or NULL. One that was begun attempts_max times and never ended has failed, and so
+-- has one of another cycle whose process went away.
+CREATE FUNCTION public.begin_step(
+    identity jsonb, the_cycle text, the_step text, worker text, lease_seconds double precision, attempts_max integer)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous text[];
+    tenant text;
+    found public.learning_analytics;
+    the_state text;
+    last_begun timestamptz;
+BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity, 'tenant');
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('PT403', 'the learner needs a tenant');
+    END IF;
+    tenant := current_setting('agent.tenant_id');
+    PERFORM pg_advisory_xact_lock(hashtextextended('agent step ' || jsonb_build_array(tenant, the_step)::text, 0));
+    UPDATE public.learning_analytics a
+    SET state = 'failed', leased_until = NULL, finished_at = clock_timestamp(), error = 'its process went away'
+    WHERE a.tenant_id = tenant AND a.step = the_step AND a.state = 'doing' AND a.leased_until <= clock_timestamp()
+      AND (a.cycle <> the_cycle OR a.attempts >= attempts_max);
+    SELECT a.* INTO found FROM public.learning_analytics a
+    WHERE a.tenant_id = tenant AND a.cycle = the_cycle AND a.step = the_step;
+    IF found.state IN ('done', 'failed') THEN
+        the_state := found.state;
+    ELSIF EXISTS (SELECT FROM public.learning_analytics a
+                  WHERE a.tenant_id = tenant AND a.step = the_step AND a.state = 'doing'
+                    AND a.leased_until > clock_timestamp()) THEN
+        the_state := 'busy';
+    ELSE
+        INSERT INTO public.learning_analytics AS a (tenant_id, cycle, step, worker, leased_until)
+        VALUES (tenant, the_cycle, the_step, begin_step.worker, clock_timestamp() + make_interval(secs => lease_seconds))
+        ON CONFLICT ON CONSTRAINT learning_analytics_pkey DO UPDATE
+        SET state = 'doing', attempts = a.attempts + 1, worker = excluded.worker, leased_until = excluded.leased_until
+        RETURNING a.* INTO found;
+        the_state := 'doing';
+        SELECT max(a.started_at) INTO last_begun FROM public.learning_analytics a
+        WHERE a.tenant_id = tenant AND a.step = the_step AND a.state = 'done' AND a.cycle <> the_cycle;
+    END IF;
+    PERFORM agent_private.leave(previous);
+    RETURN jsonb_build_object('state', the_state, 'attempt', found.attempts, 'since', last_begun,
+                              'counts', found.counts, 'details', found.details, 'error', found.error);
+END
+$$;
+
+-- Say that the process that does a step lives. Returns false where the step is another's by now.
+CREATE FUNCTION public.keep_step(identity jsonb, the_cycle text, the_step text, attempt integer, lease_seconds double precision)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous text[];
+    is_kept boolean;
+BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity, 'tenant');
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('PT403', 'the learner needs a tenant');
+    END IF;
+    UPDATE public.learning_analytics a SET leased_until = clock_timestamp() + make_interval(secs => lease_seconds)
+    WHERE a.tenant_id = current_setting('agent.tenant_id') AND a.cycle = the_cycle AND a.step = the_step
+      AND a.state = 'doing' AND a.attempts = attempt;
+    is_kept := FOUND;
+    PERFORM agent_private.leave(previous);
+    RETURN to_jsonb(is_kept);
+END
+$$;
+
+-- Tell how a step ended. the_state: done; failed, for good; or todo: to be begun again, and without an error it does not
+-- count as tried. report: {counts, details, error}. Told twice it changes nothing. Returns false where the step is another's.
+CREATE FUNCTION public.finish_step(identity jsonb, the_cycle text, the_step text, attempt integer, the_state text, report jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous text[];
+    found public.learning_analytics;
+BEGIN
+    identity := agent_private.document(identity);
+    report := agent_private.document(report);
+    previous := agent_private.enter(identity, 'tenant');
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('PT403', 'the learner needs a tenant');
+    END IF;
+    IF the_state IS NULL OR the_state NOT IN ('done', 'failed', 'todo') THEN
+        PERFORM agent_private.refuse('PT422', 'a step ends as done, failed or todo');
+    END IF;
+    SELECT a.* INTO found FROM public.learning_analytics a
+    WHERE a.tenant_id = current_setting('agent.tenant_id') AND a.cycle = the_cycle AND a.step = the_step
+    FOR UPDATE;
+    IF found.state = 'doing' AND found.attempts = attempt THEN
+        UPDATE public.learning_analytics a
+        SET state = the_state, leased_until = NULL, error = report ->> 'error',
+            counts = coalesce(report -> 'counts', '{}'), details = coalesce(report -> 'details', '{}'),
+            attempts = a.attempts - (the_state = 'todo' AND report ->> 'error' IS NULL)::integer,
+            finished_at = CASE WHEN the_state <> 'todo' THEN clock_timestamp() END
+        WHERE a.tenant_id = found.tenant_id AND a.cycle = found.cycle AND a.step = found.step;
+        found.state := the_state;
+    END IF;
+    PERFORM agent_private.leave(previous);
+    RETURN to_jsonb(coalesce(found.state = the_state, false));
+END
+$$;
+
+-- The newest cycles of the learner: [{cycle, started_at, finished_at, steps: [row of learning_analytics]}]. finished_at is
+-- NULL while a step is open.
+CREATE FUNCTION public.list_cycles(identity jsonb, cycle_limit integer DEFAULT 10)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous text[];
+    found jsonb;
+BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity, 'tenant');
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('PT403', 'the learner needs a tenant');
+    END IF;
+    SELECT coalesce(jsonb_agg(to_jsonb(x) ORDER BY x.started_at DESC), '[]') INTO found
+    FROM (SELECT a.cycle, min(a.started_at) AS started_at,
+                 CASE WHEN bool_and(a.state IN ('done', 'failed')) THEN max(a.finished_at) END AS finished_at,
+                 jsonb_agg(to_jsonb(a) - '{tenant_id,cycle,leased_until}'::text[] ORDER BY a.started_at) AS steps
+          FROM public.learning_analytics a
+          WHERE a.tenant_id = current_setting('agent.tenant_id')
+          GROUP BY a.cycle ORDER BY 2 DESC LIMIT least(cycle_limit, 1000)) AS x;
+    PERFORM agent_private.leave(previous);
+    RETURN found;
+END
+$$;
+
+-- The tenants that have runs, for what serves all of them; in the order of their names.
+CREATE FUNCTION public.list_tenants(tenant_limit integer)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter_as_server();
+    found jsonb;
+BEGIN
+    -- One look at the primary key per tenant rather than one per run.
+    WITH RECURSIVE tenant AS (
+        SELECT min(r.tenant_id) AS tenant_id FROM public.agent_run r
+        UNION ALL
+        SELECT (SELECT min(r.tenant_id) FROM public.agent_run r WHERE r.tenant_id > t.tenant_id)
+        FROM tenant t WHERE t.tenant_id IS NOT NULL)
+    SELECT coalesce(jsonb_agg(x.tenant_id), '[]') INTO found
+    FROM (SELECT t.tenant_id FROM tenant t WHERE t.tenant_id IS NOT NULL LIMIT tenant_limit) AS x;
+    PERFORM agent_private.leave(previous);
+    RETURN found;
+END
+$$;
+
+-- The work of order_waiting_learning: order these sessions, unless a job of theirs waits, is at work, or failed for good in
+-- the last day. sessions: [{user_id, session_id, agent_id}]. Returns {ordered, given_up}.
+-- Runs as its owner, because agent_app has no rights on the queue.
+CREATE FUNCTION agent_private.order_sessions(the_tenant text, sessions jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, agent_queue, pg_temp
+AS $$
+DECLARE
+    session record;
+    the_queue text;
+    failed_at timestamptz;
+    ordered integer := 0;
+    given_up integer := 0;
+BEGIN
+    FOR session IN
+        SELECT s.user_id, s.session_id, s.agent_id, agent_private.learning_key(the_tenant, s.user_id, s.session_id) AS key
+        FROM jsonb_to_recordset(sessions) AS s (user_id text, session_id text, agent_id text)
+    LOOP
+        CONTINUE WHEN EXISTS (SELECT FROM agent_queue.procrastinate_jobs j WHERE j.queueing_lock = session.key AND j.status = 'todo')
+                   OR EXISTS (SELECT FROM agent_queue.procrastinate_jobs j WHERE j.lock = session.key AND j.status = 'doing');
+        SELECT j.queue_name, (SELECT max(e.at) FROM agent_queue.procrastinate_events e WHERE e.job_id = j.id)
+        INTO the_queue, failed_at
+        FROM agent_queue.procrastinate_jobs j WHERE j.lock = session.key AND j.status = 'failed' ORDER BY j.id DESC LIMIT 1;
+        IF failed_at > now() - interval '1 day' THEN
+            given_up := given_up + 1;
+            CONTINUE;
+        END IF;
+        DELETE FROM agent_queue.procrastinate_jobs j WHERE j.lock = session.key AND j.status = 'failed';
+        PERFORM agent_private.enqueue_learning(
+            the_tenant, session.user_id, session.session_id, session.agent_id, coalesce(the_queue, 'learning'), interval '0');
+        ordered := ordered + 1;
+    END LOOP;
+    RETURN jsonb_build_object('ordered', ordered, 'given_up', given_up);
+END
+$$;
+REVOKE ALL ON FUNCTION agent_private.order_sessions(text, jsonb) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION agent_private.order_sessions(text, jsonb) TO agent_app;
+
+-- Order the learning of sessions of a tenant whose runs have waited for so long though nothing is ordered, the longest
+-- waiting first. Returns {waiting, ordered, given_up}: given_up failed for good in the last day.
+CREATE FUNCTION public.order_waiting_learning(identity jsonb, older_than_seconds double precision, session_limit integer)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous text[];
+    sessions jsonb;
+    receipt jsonb;
+BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity, 'tenant');
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('PT403', 'the learner needs a tenant');
+    END IF;
+    SELECT coalesce(jsonb_agg(to_jsonb(x)), '[]') INTO sessions
+    FROM (SELECT r.user_id, r.session_id, max(r.agent_id) AS agent_id
+          FROM public.agent_run r
+          WHERE r.tenant_id = current_setting('agent.tenant_id') AND r.learned_at IS NULL AND r.status = 'completed'
+            AND r.user_id IS NOT NULL AND r.recorded_at < clock_timestamp() - make_interval(secs => older_than_seconds)
+          GROUP BY r.user_id, r.session_id ORDER BY min(r.recorded_at) LIMIT least(session_limit, 10000)) AS x;
+    receipt := agent_private.order_sessions(current_setting('agent.tenant_id'), sessions)
+               || jsonb_build_object('waiting', jsonb_array_length(sessions));
+    PERFORM agent_private.leave(previous);
+    RETURN receipt;
+END
+$$;
+
+-- Retire what a tenant's memories need no more, at most row_limit of each: past its end; said by another memory of the
+-- same owner and store in the same words; above limits ({store: greatest number}), the oldest first. Nothing is deleted.
+-- Returns {expired, duplicates, over_limit}. Locks the owners one after the other.
+CREATE FUNCTION public.curate_memories(identity jsonb, limits jsonb, row_limit integer)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous text[];
+    tenant text;
+    due record;
+    target public.agent_memory;
+    expired integer := 0;
+    duplicates integer := 0;
+    over_limit integer := 0;
+BEGIN
+    identity := agent_private.document(identity);
+    limits := agent_private.document(limits);
+    previous := agent_private.enter(identity, 'tenant');
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('PT403', 'the learner needs a tenant');
+    END IF;
+    tenant := current_setting('agent.tenant_id');
+    FOR due IN
+        SELECT x.scope, x.owner_id, array_agg(x.memory_id) AS ids, array_agg(x.reason) AS reasons
+        FROM (
+            (SELECT m.scope, m.owner_id, m.memory_id, 'past valid_to' AS reason FROM public.agent_memory m
+             WHERE m.tenant_id = tenant AND m.superseded_at IS NULL AND m.valid_to <= clock_timestamp()
+             ORDER BY m.valid_to LIMIT row_limit)
+            UNION ALL
+            -- Equal texts without a field cannot both be current: one of the two has a field and stays.
+            (SELECT m.scope, m.owner_id, m.memory_id, 'duplicate' FROM public.agent_memory m
+             WHERE m.tenant_id = tenant AND m.superseded_at IS NULL AND m.field IS NULL
+               AND (m.valid_to IS NULL OR m.valid_to > clock_timestamp())
+               AND EXISTS (SELECT FROM public.agent_memory o
+                           WHERE o.tenant_id = tenant AND o.scope = m.scope AND o.owner_id = m.owner_id AND o.store = m.store
+                             AND o.superseded_at IS NULL AND o.field IS NOT NULL AND o.content_hash = m.content_hash
+                             AND coalesce(o.session_id, '') = coalesce(m.session_id, ''))
+             ORDER BY m.memory_number LIMIT row_limit)) AS x
+        GROUP BY x.scope, x.owner_id ORDER BY x.scope, x.owner_id
+    LOOP
+        PERFORM set_config('agent.user_id', CASE due.scope WHEN 'user' THEN due.owner_id ELSE '' END, true),
+                set_config('agent.agent_id', CASE due.scope WHEN 'agent' THEN due.owner_id ELSE '' END, true);
+        PERFORM agent_private.touch_scope(due.scope);
+        FOR i IN 1..cardinality(due.ids) LOOP
+            SELECT m.* INTO target FROM public.agent_memory m
+            WHERE m.tenant_id = tenant AND m.memory_id = due.ids[i] AND m.superseded_at IS NULL FOR UPDATE;
+            CONTINUE WHEN target.memory_id IS NULL;
+            PERFORM agent_private.close_memory(target, due.reasons[i]);
+            expired := expired + (due.reasons[i] = 'past valid_to')::integer;
+            duplicates := duplicates + (due.reasons[i] = 'duplicate')::integer;
+        END LOOP;
+    END LOOP;
+    FOR due IN
+        SELECT s.owner_id, l.key AS store, l.value::integer AS memory_limit
+        FROM public.agent_scope s CROSS JOIN LATERAL jsonb_each_text(limits) AS l
+        WHERE s.tenant_id = tenant AND s.scope = 'user' AND s.memory_count > l.value::integer
+        ORDER BY s.owner_id, l.key
+    LOOP
+        EXIT WHEN over_limit >= row_limit;
+        PERFORM set_config('agent.user_id', due.owner_id, true);
+        PERFORM agent_private.touch_scope('user');
+        over_limit := over_limit + agent_private.hold_to_limit(due.store, due.memory_limit);
+    END LOOP;
+    PERFORM agent_private.leave(previous);
+    RETURN jsonb_build_object('expired', expired, 'duplicates', duplicates, 'over_limit', over_limit);
+END
+$$;
+
+-- Delete what the clocks and the learner wrote about themselves, at most row_limit of each: ticks and steps that ended
+-- keep_seconds ago, and replicas that were not heard of for a day. Returns {ticks, steps, replicas}.
+CREATE FUNCTION public.forget_ticks(identity jsonb, keep_seconds double precision, row_limit integer)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous text[];
+    tenant text;
+    oldest timestamptz := clock_timestamp() - make_interval(secs => keep_seconds);
+    ticks integer;
+    steps integer;
+    replicas integer;
+BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity, 'tenant');
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('PT403', 'the learner needs a tenant');
+    END IF;
+    tenant := current_setting('agent.tenant_id');
+    DELETE FROM public.agent_tick t WHERE t.tenant_id = tenant AND (t.clock, t.slot) IN (
+        SELECT o.clock, o.slot FROM public.agent_tick o
+        WHERE o.tenant_id = tenant AND o.state IN ('done', 'failed') AND o.finished_at < oldest
+          -- The newest tells that its slot was done, however long the interval is.
+          AND o.slot < (SELECT max(n.slot) FROM public.agent_tick n WHERE n.tenant_id = tenant AND n.clock = o.clock)
+        ORDER BY o.slot LIMIT row_limit FOR UPDATE SKIP LOCKED);
+    GET DIAGNOSTICS ticks = ROW_COUNT;
+    DELETE FROM public.learning_analytics a WHERE a.tenant_id = tenant AND (a.cycle, a.step) IN (
+        SELECT o.cycle, o.step FROM public.learning_analytics o
+        WHERE o.tenant_id = tenant AND o.state <> 'doing' AND o.started_at < oldest
+        ORDER BY o.started_at LIMIT row_limit FOR UPDATE SKIP LOCKED);
+    GET DIAGNOSTICS steps = ROW_COUNT;
+    DELETE FROM public.agent_clock c WHERE c.tenant_id = tenant AND c.seen_at < clock_timestamp() - interval '1 day';
+    GET DIAGNOSTICS replicas = ROW_COUNT;
+    PERFORM agent_private.leave(previous);
+    RETURN jsonb_build_object('ticks', ticks, 'steps', steps, 'replicas', replicas);
+END
+$$;
+
 DO $$
 DECLARE
     target text;
 BEGIN
-    FOREACH target IN ARRAY ARRAY['agent_tick', 'agent_clock'] LOOP
+    FOREACH target IN ARRAY ARRAY['agent_tick', 'agent_clock', 'learning_analytics'] LOOP
         EXECUTE format($policy$
             CREATE POLICY of_the_tenant ON public.%I TO agent_app
             USING (
@@ -600,7 +978,15 @@ SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.keep_tick(jsonb, text, timestamptz, integer, double precision)',
     'public.finish_tick(jsonb, text, timestamptz, integer, text, text, double precision)',
     'public.leave_clock(jsonb, text, text)',
-    'public.clock_status(jsonb, double precision, integer)']::regprocedure[]) AS f;
+    'public.clock_status(jsonb, double precision, integer)',
+    'public.begin_step(jsonb, text, text, text, double precision, integer)',
+    'public.keep_step(jsonb, text, text, integer, double precision)',
+    'public.finish_step(jsonb, text, text, integer, text, jsonb)',
+    'public.list_cycles(jsonb, integer)',
+    'public.list_tenants(integer)',
+    'public.order_waiting_learning(jsonb, double precision, integer)',
+    'public.curate_memories(jsonb, jsonb, integer)',
+    'public.forget_ticks(jsonb, double precision, integer)']::regprocedure[]) AS f;
 
 -- ---- schemas/95_alerts.sql
 

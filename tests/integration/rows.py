@@ -44,6 +44,7 @@ TENANT_TABLES = (
     "agent_alert_notice",
     "agent_alert_delivery",
     "agent_alert_silence",
+    "learning_analytics",
 )
 
 

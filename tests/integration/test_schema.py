@@ -27,6 +27,7 @@ _BRIDGES = {
     "enqueue_tick",
     "expedite_jobs",
     "forget_jobs",
+    "order_sessions",
     "queue_state",
     "queue_status",
     "queue_totals",

@@ -213,6 +213,7 @@ JSON_ARGUMENTS = frozenset(
         "limits",
         "embeddings",
         "sessions",
+        "report",
         "request",
         "decisions",
         "interrupt",

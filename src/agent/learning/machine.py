@@ -129,7 +129,7 @@ class LearningMachine:
             self.database,
             self.settings,
             stores=self.stores,
-            limits=self._limits,
+            limits=self.limits,
             model=self._model_named,
             ready_embedder=self._ready_embedder,
             worker=self._worker,
@@ -157,7 +157,7 @@ class LearningMachine:
         return [tool for store in self.stores for tool in store.tools(self._write_by_tool)]
 
     @property
-    def _limits(self) -> dict[str, int]:
+    def limits(self) -> dict[str, int]:
         """Greatest number of memories by store."""
         return {name: limit for store in self.stores for name, limit in store.limits().items()}
 
@@ -323,7 +323,7 @@ class LearningMachine:
             "upsert_learnings",
             identity,
             learnings=[learning | {"evidence": evidence} for learning in learnings],
-            limits=self._limits,
+            limits=self.limits,
         )
         return receipts
 
@@ -418,7 +418,7 @@ class LearningMachine:
         return await self.database.upsert_learning(
             operation | {"evidence": [dict(item) for item in evidence]},
             identity=identity,
-            memory_limit=self._limits.get(store),
+            memory_limit=self.limits.get(store),
         )
 
     def _check_store(self, name: str | None) -> None:

@@ -1,0 +1,123 @@
+"""The steps of one cycle of the background learner, each by itself: what one of them is, and what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from agent.identity import Identity
+from agent.learning.machine import living_machines
+
+if TYPE_CHECKING:
+    from agent.database import Database
+    from agent.settings import Settings
+
+_WAITED: Final = timedelta(minutes=1)
+"""Runs that wait for longer and have no order were forgotten; a run and its order come in one transaction."""
+_SESSIONS_MAX: Final = 5000
+_TENANTS_MAX: Final = 10_000
+_ROWS_MAX: Final = 2000
+_KEEP: Final = timedelta(days=90)
+"""How long the rows that clocks and learner write about themselves are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What a step did."""
+
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """How much of what; shown to people and kept in `learning_analytics`."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """More about it, as plain values; no text of messages."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepContext:
+    """What a step may lean on."""
+
+    settings: Settings
+    database: Database
+    identity: Identity
+    """The deployment's tenant and nobody in it."""
+    deadline: datetime
+    """When the step is cancelled at the latest; one that could take longer ends before and goes on next time."""
+    progress: Callable[[str], None]
+    """Tells a person who watches what is being done; any number of times."""
+    since: datetime | None = None
+    """When this step last began and went well; `None`: never."""
+
+    @property
+    def has_time(self) -> bool:
+        """Whether the deadline has not come."""
+        return datetime.now(UTC) < self.deadline
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerStep:
+    """A part of a cycle that stands by itself: done again after it was cut off, it adds nothing twice."""
+
+    name: str
+    run: Callable[[StepContext], Awaitable[StepReport]]
+    time_limit: timedelta = timedelta(minutes=10)
+    """How long one try may take; then it is cancelled and has failed."""
+
+
+async def learn_runs(context: StepContext) -> StepReport:
+    """Order the learning of sessions whose runs wait although nothing is ordered, of all tenants."""
+    counts = {"sessions_waiting": 0, "ordered": 0, "given_up": 0}
+    for identity in await _tenants(context):
+        if not context.has_time:
+            break
+        receipt = await context.database.call(
+            "order_waiting_learning",
+            identity,
+            older_than_seconds=_WAITED.total_seconds(),
+            session_limit=_SESSIONS_MAX,
+        )
+        counts["sessions_waiting"] += receipt["waiting"]
+        counts["ordered"] += receipt["ordered"]
+        counts["given_up"] += receipt["given_up"]
+    return StepReport(counts=counts)
+
+
+async def curate(context: StepContext) -> StepReport:
+    """Retire memories that are past their end, said twice, or too many, of all tenants; forget our own old rows."""
+    counts = {"expired": 0, "duplicates": 0, "over_limit": 0, "ticks": 0, "steps": 0, "replicas": 0}
+    limits = memory_limits()
+    for identity in await _tenants(context):
+        if not context.has_time:
+            break
+        context.progress(f"memories of {identity.tenant_id}")
+        retired = await context.database.call("curate_memories", identity, limits=limits, row_limit=_ROWS_MAX)
+        for name, number in retired.items():
+            counts[name] += number
+    forgotten = await context.database.call(
+        "forget_ticks", context.identity, keep_seconds=_KEEP.total_seconds(), row_limit=_ROWS_MAX
+    )
+    return StepReport(counts=counts | forgotten)
+
+
+def memory_limits() -> dict[str, int]:
+    """The greatest number of memories per store that every machine of this process agrees to; what one of them keeps
+    without a limit has none here, and a process without machines knows none."""
+    known = [machine.limits for machine in living_machines()]
+    if not known:
+        return {}
+    common = set.intersection(*(set(limits) for limits in known))
+    return {store: max(limits[store] for limits in known) for store in sorted(common)}
+
+
+async def _tenants(context: StepContext) -> list[Identity]:
+    """The deployment's own tenant first, then all others that have runs."""
+    named = await context.database.call("list_tenants", tenant_limit=_TENANTS_MAX)
+    others = [tenant for tenant in named if tenant != context.identity.tenant_id]
+    return [context.identity, *(Identity(tenant_id=tenant) for tenant in others)]
+
+
+LEARNER_STEPS: Final = (
+    LearnerStep(name="learn_runs", run=learn_runs),
+    LearnerStep(name="curate", run=curate),
+)
+"""In the order in which a cycle does them."""
