@@ -37,6 +37,7 @@ _OURS = (
     "LANGSMITH_",
     "LANGCHAIN_",
     "PG",
+    "OTEL_",
 )
 
 

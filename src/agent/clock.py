@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
+from agent import telemetry
 from agent.database.opening import queue_url
 from agent.database.supabase import SupabaseDatabase
 from agent.errors import ConfigurationError, DatabaseUnavailable, LearningError
@@ -270,7 +271,10 @@ class Clock:
         return await self._try_again(tick, _shortly(error))
 
     async def _call_cycle(self, tick: Tick) -> None:
-        await self._cycle(tick)
+        with telemetry.span(
+            f"tick {tick.clock}", {"learning.clock": tick.clock, "learning.attempt": tick.attempt}
+        ):
+            await self._cycle(tick)
 
     async def _keep(self, tick: Tick, running: asyncio.Task[None]) -> None:
         """Keep the lease while the cycle runs; where the tick is somebody else's by now, end the cycle and itself."""

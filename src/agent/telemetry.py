@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -74,8 +74,14 @@ _PROVIDERS: Final = {
 
 _tracer = trace.get_tracer("agent")
 _propagator = TraceContextTextMapPropagator()
-_runs: OrderedDict[str, Span] = OrderedDict()
+_runs: OrderedDict[str, _OpenRun] = OrderedDict()
+_run_of_session: dict[tuple[str, str | None], str] = {}
 _runs_lock = threading.Lock()
+
+
+class _OpenRun(NamedTuple):
+    span: Span
+    session: tuple[str, str | None]
 
 
 def is_on() -> bool:
@@ -161,11 +167,13 @@ def open_run(identity: Identity, run_id: str, traceparent: str = "") -> str:
             }
         ),
     )
+    session = (identity.tenant_id, identity.session_id)
     with _runs_lock:
-        _runs[run_id] = opened
-        forgotten = _runs.popitem(last=False)[1] if len(_runs) > _RUNS_MAX else None
-    if forgotten is not None:
-        forgotten.end()
+        _runs[run_id] = _OpenRun(opened, session)
+        _run_of_session[session] = run_id
+        oldest = next(iter(_runs)) if len(_runs) > _RUNS_MAX else None
+    if oldest is not None:
+        close_run(oldest, "forgotten")
     carrier: dict[str, str] = {}
     _propagator.inject(carrier, trace.set_span_in_context(opened))
     return carrier.get("traceparent", "")
@@ -183,24 +191,32 @@ def close_run(run_id: str, status: str) -> None:
         return
     with _runs_lock:
         closing = _runs.pop(run_id, None)
+        if closing is not None and _run_of_session.get(closing.session) == run_id:
+            del _run_of_session[closing.session]
     if closing is None:
         return
-    closing.set_attribute(RUN_STATUS, status)
+    closing.span.set_attribute(RUN_STATUS, status)
     if status not in _ENDED_WELL:
-        failed(closing, status)
-    closing.end()
+        failed(closing.span, status)
+    closing.span.end()
 
 
-def around(run_id: str | None) -> Context | None:
-    """The context inside an open run, to hang spans under; `None` where it is not open here."""
-    opened = _runs.get(run_id) if run_id is not None and _runs else None
-    return trace.set_span_in_context(opened) if opened is not None else None
+def around(identity: Identity, run_id: str | None = None) -> Context | None:
+    """The context inside an open run, to hang spans under; `None` where it is not open here. An identity whose run
+    nobody has numbered is taken for the newest run of its session."""
+    if not _runs:
+        return None
+    run_id = run_id or identity.run_id
+    if run_id is None and identity.session_id is not None:
+        run_id = _run_of_session.get((identity.tenant_id, identity.session_id))
+    opened = _runs.get(run_id) if run_id is not None else None
+    return trace.set_span_in_context(opened.span) if opened is not None else None
 
 
 @contextmanager
-def within(run_id: str) -> Iterator[None]:
+def within(identity: Identity, run_id: str) -> Iterator[None]:
     """Make an open run's span the current one for this block: what others trace in it hangs under the run."""
-    inside = around(run_id)
+    inside = around(identity, run_id)
     if inside is None:
         yield
         return
@@ -221,8 +237,7 @@ def tool_call(
     decision: str,
     status: str,
     seconds: float,
-    run_id: str | None,
-    conversation_id: str | None,
+    identity: Identity,
     call_id: str | None = None,
     approval_id: str | None = None,
 ) -> None:
@@ -232,7 +247,7 @@ def tool_call(
     ended = time.time_ns()
     done = _tracer.start_span(
         f"execute_tool {tool}",
-        context=around(run_id),
+        context=around(identity),
         start_time=ended - int(seconds * 1e9),
         attributes=_known(
             {
@@ -240,8 +255,8 @@ def tool_call(
                 TOOL_NAME: tool,
                 TOOL_TYPE: "function",
                 TOOL_CALL_ID: call_id,
-                CONVERSATION_ID: conversation_id,
-                RUN_ID: run_id,
+                CONVERSATION_ID: identity.session_id,
+                RUN_ID: identity.run_id,
                 TOOL_RISK: risk,
                 TOOL_DECISION: decision,
                 TOOL_STATUS: status,
@@ -260,7 +275,7 @@ def approval_wait(
     risk: str,
     state: str,
     approval_id: str,
-    run_id: str | None,
+    identity: Identity,
     since: datetime,
     until: datetime,
 ) -> None:
@@ -269,7 +284,7 @@ def approval_wait(
         return
     _tracer.start_span(
         f"await_approval {tool}",
-        context=around(run_id),
+        context=around(identity),
         start_time=int(since.timestamp() * 1e9),
         attributes={
             TOOL_NAME: tool,

@@ -1557,9 +1557,16 @@ $$;
 REVOKE ALL ON FUNCTION agent_private.queue_totals(integer) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION agent_private.queue_totals(integer) TO agent_app;
 
+-- server_state counts over all tenants.
+CREATE POLICY of_servers ON public.agent_clock FOR SELECT TO agent_app
+    USING ((SELECT current_setting('agent.reach', true)) = 'everywhere');
+CREATE POLICY of_servers ON public.agent_tick FOR SELECT TO agent_app
+    USING ((SELECT current_setting('agent.reach', true)) = 'everywhere');
+
 -- How this database and the work on it stand, over all tenants, in numbers alone: {migrations, workers, jobs: {due, later,
--- running, failed}, queue_age_seconds, approvals: {risk: {pending, oldest_seconds}}}. For servers. Changes nothing; counts
--- no more than job_limit jobs, and finds approvals by human_approval_queue_open.
+-- running, failed}, queue_age_seconds, approvals: {risk: {pending, oldest_seconds}}, clocks: {clock: {replicas,
+-- age_seconds}}}. age_seconds: since the last cycle that was done, for the tenant that waits longest. For servers. Changes
+-- nothing; counts no more than job_limit jobs, and finds approvals by human_approval_queue_open.
 CREATE FUNCTION public.server_state(job_limit integer)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
@@ -1575,6 +1582,18 @@ BEGIN
         FROM (SELECT q.risk, count(*) AS pending, extract(epoch FROM now() - min(q.requested_at)) AS oldest_seconds
               FROM public.human_approval_queue q
               WHERE q.state = 'pending' AND q.expires_at > now() GROUP BY q.risk) AS waiting));
+    found := found || jsonb_build_object('clocks', (
+        SELECT coalesce(jsonb_object_agg(x.clock, to_jsonb(x) - 'clock'), '{}')
+        FROM (SELECT c.clock, sum(c.replicas) AS replicas,
+                     extract(epoch FROM now() - min(coalesce(last.finished_at, c.started_at))) AS age_seconds
+              FROM (SELECT k.tenant_id, k.clock, count(*) AS replicas, min(k.started_at) AS started_at
+                    FROM public.agent_clock k WHERE k.seen_at > now() - interval '1 minute'
+                    GROUP BY k.tenant_id, k.clock) AS c
+              LEFT JOIN LATERAL (
+                  SELECT t.finished_at FROM public.agent_tick t
+                  WHERE t.tenant_id = c.tenant_id AND t.clock = c.clock AND t.state = 'done'
+                  ORDER BY t.slot DESC LIMIT 1) AS last ON true
+              GROUP BY c.clock) AS x));
     PERFORM agent_private.leave(previous);
     RETURN found;
 END

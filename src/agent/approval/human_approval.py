@@ -285,7 +285,7 @@ class HumanApprovalQueue:
         """
         attributes = {telemetry.APPROVAL_ID: approval_id, telemetry.CONVERSATION_ID: identity.session_id}
         with telemetry.span(
-            "await_approval", attributes, parent=telemetry.around(identity.run_id)
+            "await_approval", attributes, parent=telemetry.around(identity)
         ) as waiting:
             approval = await portal().run(
                 self._wait(approval_id, identity, time.monotonic() + _seconds(timeout))

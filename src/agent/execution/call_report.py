@@ -8,6 +8,7 @@ from agent import telemetry
 from agent.approval.records import Approval
 from agent.approval.risk import Risk
 from agent.events import emit
+from agent.execution.execution_records import call_of
 from agent.identity import Identity
 
 
@@ -49,8 +50,7 @@ def report_call(
         decision=decision,
         status=status,
         seconds=seconds,
-        run_id=identity.run_id,
-        conversation_id=identity.session_id,
+        identity=identity,
         call_id=call_id,
         approval_id=approval.approval_id if approval is not None else None,
     )
@@ -60,13 +60,14 @@ def report_call(
 
 def report_wait(approval: Approval, identity: Identity) -> None:
     """Tell how long a paused graph waited for people; a program that waits has a span of its own (`queue.wait`)."""
-    if approval.interrupt is not None:
+    thread_id, _ = call_of(approval.request_key)
+    if thread_id is not None:
         telemetry.approval_wait(
             tool=approval.tool[:200],
             risk=str(approval.risk),
             state=approval.state,
             approval_id=approval.approval_id,
-            run_id=identity.run_id,
+            identity=identity,
             since=approval.requested_at,
             until=approval.decided_at or datetime.now(UTC),
         )

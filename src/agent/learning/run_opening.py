@@ -87,7 +87,8 @@ async def with_knowledge(machine: LearningMachine, run: OpenRun, question: str) 
         telemetry.AGENT_NAME: run.identity.agent_id,
         telemetry.CONVERSATION_ID: run.identity.session_id,
     }
-    with telemetry.span("retrieval agent_memory", attributes, parent=telemetry.around(run.run_id)) as recall:
+    around = telemetry.around(run.identity, run.run_id)
+    with telemetry.span("retrieval agent_memory", attributes, parent=around) as recall:
         rendered = await machine.recall(run.identity, question)
         recall.set_attribute("learning.recall.memories", len(rendered.shown))
     return replace(

@@ -45,7 +45,7 @@ def inside(run: OpenRun) -> Iterator[None]:
     token = ambient_run.set(run)
     _inside.append(run.run_id)
     try:
-        with telemetry.within(run.run_id):
+        with telemetry.within(run.identity, run.run_id):
             yield
     finally:
         _inside.remove(run.run_id)

@@ -131,6 +131,19 @@ class _House:
             "How long the oldest request has waited for a person.",
             value=max((found["oldest_seconds"] for found in approvals.values()), default=0.0),
         )
+        clocks: Mapping[str, Mapping[str, float]] = state["clocks"]
+        yield _by(
+            "agent_clock_replicas",
+            "Processes in which a clock ticks.",
+            "clock",
+            {name: found["replicas"] for name, found in clocks.items()},
+        )
+        yield _by(
+            "agent_clock_age_seconds",
+            "Since the last cycle of a clock was done.",
+            "clock",
+            {name: found["age_seconds"] for name, found in clocks.items()},
+        )
 
 
 def _by(name: str, says: str, label: str, values: Mapping[str, float]) -> GaugeMetricFamily:
