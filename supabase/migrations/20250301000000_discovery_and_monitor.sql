@@ -1565,8 +1565,9 @@ CREATE POLICY of_servers ON public.agent_tick FOR SELECT TO agent_app
 
 -- How this database and the work on it stand, over all tenants, in numbers alone: {migrations, workers, jobs: {due, later,
 -- running, failed}, queue_age_seconds, approvals: {risk: {pending, oldest_seconds}}, clocks: {clock: {replicas,
--- age_seconds}}}. age_seconds: since the last cycle that was done, for the tenant that waits longest. For servers. Changes
--- nothing; counts no more than job_limit jobs, and finds approvals by human_approval_queue_open.
+-- age_seconds}}, alerts: {severity: open}}. age_seconds: since the last cycle that was done, for the tenant that waits
+-- longest. For servers. Changes nothing; counts no more than job_limit jobs, and finds approvals by
+-- human_approval_queue_open and alerts by agent_alert_one_open.
 CREATE FUNCTION public.server_state(job_limit integer)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
@@ -1582,6 +1583,9 @@ BEGIN
         FROM (SELECT q.risk, count(*) AS pending, extract(epoch FROM now() - min(q.requested_at)) AS oldest_seconds
               FROM public.human_approval_queue q
               WHERE q.state = 'pending' AND q.expires_at > now() GROUP BY q.risk) AS waiting));
+    found := found || jsonb_build_object('alerts', (
+        SELECT coalesce(jsonb_object_agg(a.severity, a.open), '{}')
+        FROM (SELECT o.severity, count(*) AS open FROM public.agent_alert o WHERE o.state = 'open' GROUP BY o.severity) AS a));
     found := found || jsonb_build_object('clocks', (
         SELECT coalesce(jsonb_object_agg(x.clock, to_jsonb(x) - 'clock'), '{}')
         FROM (SELECT c.clock, sum(c.replicas) AS replicas,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -19,6 +20,8 @@ from agent import Settings
 from agent.approval.human_approval import HumanApprovalQueue
 from agent.events import emit, listening
 from agent.identity import Identity
+from agent.monitoring.alerts import Alerts
+from agent.monitoring.findings import Finding
 from agent.portal import portal
 from agent.server import health_routes, metrics_routes
 from agent.server.house import House, house
@@ -349,6 +352,28 @@ async def test_the_gauges_are_of_all_tenants_and_of_the_queue(learning_database:
             " SELECT 'learning', 'agent.none', 0, 'todo', now() - interval '1 minute' FROM generate_series(1, 12)",
         )
         later = await executor.database.call("server_state", job_limit=10)
+        now = datetime.now(UTC)
+        alerts = Alerts(executor.settings, executor.database, sinks=[])
+        found = Finding(
+            cause="error_rate:agent=support",
+            check="error_rate",
+            severity="critical",
+            title="More errors",
+            what="Twice as many errors as before.",
+            since=now,
+            evidence={},
+            advice="Look at the runs.",
+        )
+        await alerts.report([found], ["error_rate"])
+        await executor.database.call(
+            "tick", Identity(), the_clock="sample", interval_seconds=3600.0, replica="one"
+        )
+        async with served(house_on(executor.settings)) as http:
+            text = (await http.get("/learning/metrics")).text
+    assert value(text, "agent_alerts_open", severity="critical") == 1
+    assert value(text, "agent_alerts_open", severity="info") == 0
+    assert value(text, "agent_clock_replicas", clock="sample") == 1
+    assert 0 <= value(text, "agent_clock_age_seconds", clock="sample") < 60
     assert state["approvals"]["DESTRUCTIVE"]["pending"] == 2
     assert state["jobs"]["due"] == 0
     assert later["jobs"]["due"] == 10

@@ -14,6 +14,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from agent.events import Event
+from agent.monitoring.findings import SEVERITIES
 
 _SECONDS: Final = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LABEL_CHARACTERS_MAX: Final = 40
@@ -131,6 +132,9 @@ class _House:
             "How long the oldest request has waited for a person.",
             value=max((found["oldest_seconds"] for found in approvals.values()), default=0.0),
         )
+        # All severities, at 0 too: an alert on a series needs it to be there before.
+        open_alerts = dict.fromkeys(SEVERITIES, 0) | state["alerts"]
+        yield _by("agent_alerts_open", "Alerts that last.", "severity", open_alerts)
         clocks: Mapping[str, Mapping[str, float]] = state["clocks"]
         yield _by(
             "agent_clock_replicas",
