@@ -262,9 +262,15 @@ CREATE TABLE public.approval_continuation (
     approval_id uuid PRIMARY KEY REFERENCES public.human_approval_queue,
     payload text NOT NULL,
     mac text NOT NULL,
-    saved_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    saved_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    due_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    taken_until timestamptz,
+    attempts integer NOT NULL DEFAULT 0,
+    error text
 );
-COMMENT ON TABLE public.approval_continuation IS 'A paused program that goes on once its approval is decided; whoever takes it up takes it away.';
+COMMENT ON TABLE public.approval_continuation IS 'A paused program that goes on once its approval is decided. Who takes it up has it for a time, and ends it.';
+COMMENT ON COLUMN public.approval_continuation.due_at IS 'When a keeper may go on with it: not while the process that began it still waits.';
+COMMENT ON COLUMN public.approval_continuation.taken_until IS 'Until then it is somebody''s; after that its process counts as dead.';
 
 SELECT agent_private.guard(t) FROM unnest(ARRAY[
     'public.approval_batch', 'public.human_approval_queue', 'public.approval_vote', 'public.approval_event',
@@ -273,7 +279,6 @@ SELECT agent_private.guard(t) FROM unnest(ARRAY[
 REVOKE DELETE ON public.approval_batch, public.human_approval_queue, public.approval_vote, public.approval_rule,
     public.agent_chain FROM agent_app;
 REVOKE UPDATE, DELETE ON public.approval_event FROM agent_app;
-REVOKE UPDATE ON public.approval_continuation FROM agent_app;
 
 DO $$
 DECLARE
@@ -1275,57 +1280,6 @@ BEGIN
 END
 $$;
 
--- Keep a paused program with its approval until that is decided; the first one saved stays. Returns whether it was kept.
-CREATE FUNCTION public.save_continuation(identity jsonb, the_approval_id uuid, payload text, mac text)
-RETURNS jsonb
-LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    previous text[];
-    kept boolean;
-BEGIN
-    identity := agent_private.document(identity);
-    previous := agent_private.enter(identity, 'tenant');
-    IF previous IS NULL THEN
-        PERFORM agent_private.refuse('PT403', 'an approval needs a tenant');
-    END IF;
-    IF NOT EXISTS (SELECT FROM public.human_approval_queue a
-                   WHERE a.tenant_id = current_setting('agent.tenant_id') AND a.approval_id = the_approval_id) THEN
-        PERFORM agent_private.refuse('PT404', 'there is no approval of this id');
-    END IF;
-    INSERT INTO public.approval_continuation (tenant_id, approval_id, payload, mac)
-    VALUES (current_setting('agent.tenant_id'), the_approval_id, save_continuation.payload, save_continuation.mac)
-    ON CONFLICT DO NOTHING;
-    kept := FOUND;
-    PERFORM agent_private.leave(previous);
-    RETURN to_jsonb(kept);
-END
-$$;
-
--- Take a paused program away: {payload, mac}, or NULL where there is none, because somebody else took it.
-CREATE FUNCTION public.take_continuation(identity jsonb, the_approval_id uuid)
-RETURNS jsonb
-LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    previous text[];
-    found jsonb;
-BEGIN
-    identity := agent_private.document(identity);
-    previous := agent_private.enter(identity, 'tenant');
-    IF previous IS NULL THEN
-        PERFORM agent_private.refuse('PT403', 'an approval needs a tenant');
-    END IF;
-    DELETE FROM public.approval_continuation c
-    WHERE c.tenant_id = current_setting('agent.tenant_id') AND c.approval_id = the_approval_id
-    RETURNING jsonb_build_object('payload', c.payload, 'mac', c.mac) INTO found;
-    PERFORM agent_private.leave(previous);
-    RETURN found;
-END
-$$;
-
 -- ---- schemas/75_executions.sql
 
 -- Executions: the claim of an approval, the log that is only added to, budgets and the kill switch.
@@ -1405,13 +1359,15 @@ CREATE INDEX agent_execution_halt_in_force ON public.agent_execution_halt (tenan
 
 CREATE TABLE public.agent_execution_result (
     tenant_id text NOT NULL,
-    approval_id uuid PRIMARY KEY REFERENCES public.human_approval_queue,
+    result_key text NOT NULL,
     user_id text,
     log_id bigint NOT NULL,
     result text NOT NULL CONSTRAINT agent_execution_result_size CHECK (octet_length(result) <= 65536),
-    saved_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    saved_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (tenant_id, result_key)
 );
-COMMENT ON TABLE public.agent_execution_result IS 'What an approved call gave, as JSON, for whoever comes back with the very same call: kept for 7 days, and erased with its user.';
+COMMENT ON TABLE public.agent_execution_result IS 'What an approved call gave, as JSON, for whoever comes back with the very same call, or a run that went on after a pause: kept for 7 days, and erased with its user.';
+COMMENT ON COLUMN public.agent_execution_result.result_key IS 'Id of the approval of a call, or key of a run.';
 CREATE INDEX agent_execution_result_by_time ON public.agent_execution_result (saved_at);
 CREATE INDEX agent_execution_result_by_user ON public.agent_execution_result (tenant_id, user_id);
 
@@ -1518,6 +1474,17 @@ BEGIN
 END
 $$;
 
+-- Keep what an execution gave, if it is not too long, for get_execution_result; the first one under a key stays.
+CREATE FUNCTION agent_private.keep_result(the_tenant text, the_key text, the_user text, the_log_id bigint, the_result text)
+RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    INSERT INTO public.agent_execution_result (tenant_id, result_key, user_id, log_id, result)
+    SELECT the_tenant, the_key, the_user, the_log_id, the_result WHERE octet_length(the_result) <= 65536
+    ON CONFLICT DO NOTHING;
+$$;
+
 -- What stops a tool of an agent in a tenant: {halt_id, reason, by}, or NULL.
 CREATE FUNCTION agent_private.halted(the_tenant text, the_agent text, the_tool text)
 RETURNS jsonb
@@ -1620,9 +1587,8 @@ BEGIN
         'user_id', a.requested_by, 'agent_id', a.agent_id, 'session_id', a.session_id, 'run_id', a.run_id), entry, a.decided_by);
     -- The row is this transaction's already; nobody can wait for it and hold the head of the chain.
     UPDATE public.human_approval_queue q SET log_id = the_log_id WHERE q.approval_id = a.approval_id;
-    IF a.state = 'executing' AND final = 'executed' AND octet_length(entry ->> 'result') <= 65536 THEN
-        INSERT INTO public.agent_execution_result (tenant_id, approval_id, user_id, log_id, result)
-        VALUES (a.tenant_id, a.approval_id, a.requested_by, the_log_id, entry ->> 'result');
+    IF a.state = 'executing' AND final = 'executed' THEN
+        PERFORM agent_private.keep_result(a.tenant_id, a.approval_id::text, a.requested_by, the_log_id, entry ->> 'result');
     END IF;
     PERFORM agent_private.append_event(a.tenant_id, a.approval_id, final, a.claimed_by, jsonb_build_object('log_id', the_log_id));
     RETURN jsonb_build_object('log_id', the_log_id, 'state', CASE WHEN a.state = 'executing' THEN final ELSE a.state END);
@@ -1669,9 +1635,10 @@ BEGIN
 END
 $$;
 
--- What the call of an approval gave, for the user who asked for it: {log_id, result}, result as JSON text. NULL where
--- nothing was kept, it was too long ago, or it is another's.
-CREATE FUNCTION public.get_execution_result(identity jsonb, the_approval_id uuid)
+-- What the call of an approval gave, or a run that went on after a pause, for the user who asked for it: {log_id, result},
+-- result as JSON text. the_key: id of the approval, or key of the run. NULL where nothing was kept, it was too long ago, or
+-- it is another's.
+CREATE FUNCTION public.get_execution_result(identity jsonb, the_key text)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -1686,7 +1653,7 @@ BEGIN
         RETURN NULL;
     END IF;
     SELECT jsonb_build_object('log_id', r.log_id, 'result', r.result) INTO found FROM public.agent_execution_result r
-    WHERE r.tenant_id = current_setting('agent.tenant_id') AND r.approval_id = the_approval_id
+    WHERE r.tenant_id = current_setting('agent.tenant_id') AND r.result_key = the_key
       AND r.user_id IS NOT DISTINCT FROM nullif(identity ->> 'user_id', '');
     PERFORM agent_private.leave(previous);
     RETURN found;
@@ -2014,8 +1981,8 @@ BEGIN
           -- LangGraph gives a node its earlier answers again as long as an approval lives, which is 7 days at most.
           AND (o.channel NOT IN ('interrupt', 'decision interrupt') OR o.seen_at < clock_timestamp() - interval '8 days')
         ORDER BY o.seen_at LIMIT 1000 FOR UPDATE SKIP LOCKED);
-    DELETE FROM public.agent_execution_result r WHERE r.approval_id IN (
-        SELECT o.approval_id FROM public.agent_execution_result o
+    DELETE FROM public.agent_execution_result r WHERE (r.tenant_id, r.result_key) IN (
+        SELECT o.tenant_id, o.result_key FROM public.agent_execution_result o
         WHERE o.saved_at < clock_timestamp() - interval '7 days' ORDER BY o.saved_at LIMIT 1000 FOR UPDATE SKIP LOCKED);
     FOR due IN
         SELECT a.* FROM public.human_approval_queue a
@@ -2124,6 +2091,167 @@ LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT agent_private.erase_executions(the_tenant, the_user);
+$$;
+
+-- ---- schemas/77_paused_tools.sql
+
+-- Runs of agent-written tools that wait for an approval in the middle of their work: put away, taken up, ended.
+
+-- Keep a paused program with its approval until that is decided; the first one saved stays. Nobody but who waits for it
+-- goes on with it for wait_seconds. replaces: the approval that the same program waited for before, whose pause ends in
+-- the same transaction. Returns whether it was kept.
+CREATE FUNCTION public.save_continuation(
+    identity jsonb, the_approval_id uuid, payload text, mac text, wait_seconds double precision DEFAULT 0, replaces uuid DEFAULT NULL)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous text[];
+    kept boolean;
+BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity, 'tenant');
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('PT403', 'an approval needs a tenant');
+    END IF;
+    IF NOT EXISTS (SELECT FROM public.human_approval_queue a
+                   WHERE a.tenant_id = current_setting('agent.tenant_id') AND a.approval_id = the_approval_id) THEN
+        PERFORM agent_private.refuse('PT404', 'there is no approval of this id');
+    END IF;
+    INSERT INTO public.approval_continuation (tenant_id, approval_id, payload, mac, due_at)
+    VALUES (current_setting('agent.tenant_id'), the_approval_id, save_continuation.payload, save_continuation.mac,
+            clock_timestamp() + make_interval(secs => wait_seconds))
+    ON CONFLICT DO NOTHING;
+    kept := FOUND;
+    DELETE FROM public.approval_continuation c
+    WHERE c.tenant_id = current_setting('agent.tenant_id') AND c.approval_id = replaces;
+    PERFORM agent_private.leave(previous);
+    RETURN to_jsonb(kept);
+END
+$$;
+
+-- Take up a paused program for lease_seconds: {payload, mac}, or NULL where there is none or somebody else has it.
+CREATE FUNCTION public.take_continuation(identity jsonb, the_approval_id uuid, lease_seconds double precision DEFAULT 900)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous text[];
+    found jsonb;
+BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity, 'tenant');
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('PT403', 'an approval needs a tenant');
+    END IF;
+    UPDATE public.approval_continuation c SET taken_until = clock_timestamp() + make_interval(secs => lease_seconds)
+    WHERE c.tenant_id = current_setting('agent.tenant_id') AND c.approval_id = the_approval_id
+      AND (c.taken_until IS NULL OR c.taken_until <= clock_timestamp())
+    RETURNING jsonb_build_object('payload', c.payload, 'mac', c.mac) INTO found;
+    PERFORM agent_private.leave(previous);
+    RETURN found;
+END
+$$;
+
+-- Give back a paused program that could not go on now. Keepers try again after 2, 4, 8, … at most 300 seconds. Returns
+-- whether it was there.
+CREATE FUNCTION public.release_continuation(identity jsonb, the_approval_id uuid, error text)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous text[];
+    there boolean;
+BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity, 'tenant');
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('PT403', 'an approval needs a tenant');
+    END IF;
+    UPDATE public.approval_continuation c
+    SET taken_until = NULL, attempts = c.attempts + 1, error = left(release_continuation.error, 1000),
+        due_at = clock_timestamp() + make_interval(secs => least(300, 2 ^ least(c.attempts + 1, 9)))
+    WHERE c.tenant_id = current_setting('agent.tenant_id') AND c.approval_id = the_approval_id;
+    there := FOUND;
+    PERFORM agent_private.leave(previous);
+    RETURN to_jsonb(there);
+END
+$$;
+
+-- End a paused program that went on, and log how: entry as for record_execution. entry.result, JSON text, is kept under
+-- the_key for get_execution_result. In one transaction, so that of any number of callers one ends it; the others raise
+-- PT409. Returns {log_id}.
+CREATE FUNCTION public.finish_continuation(identity jsonb, the_approval_id uuid, the_key text, entry jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous text[];
+    the_log_id bigint;
+BEGIN
+    identity := agent_private.document(identity);
+    entry := agent_private.document(entry);
+    previous := agent_private.enter(identity, 'tenant');
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('PT403', 'an execution needs a tenant');
+    END IF;
+    IF entry ->> 'decision' = 'approved' THEN
+        PERFORM agent_private.refuse('PT422', 'what was approved and executed is logged with its ticket');
+    END IF;
+    DELETE FROM public.approval_continuation c
+    WHERE c.tenant_id = current_setting('agent.tenant_id') AND c.approval_id = the_approval_id;
+    IF NOT FOUND THEN
+        PERFORM agent_private.refuse('PT409', 'this paused program has ended already');
+    END IF;
+    the_log_id := agent_private.append_execution(current_setting('agent.tenant_id'), identity, entry);
+    PERFORM agent_private.keep_result(current_setting('agent.tenant_id'), the_key, nullif(identity ->> 'user_id', ''), the_log_id,
+                                      entry ->> 'result');
+    PERFORM agent_private.leave(previous);
+    RETURN jsonb_build_object('log_id', the_log_id);
+END
+$$;
+
+-- Paused programs whose approvals are decided and that nobody works on or waits for: [{approval_id, tenant_id, user_id,
+-- agent_id, session_id}], leased to the caller. One that could not go on within a day is given up.
+CREATE FUNCTION public.take_tool_resumes(lease_seconds double precision DEFAULT 60)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter_as_server();
+    taken jsonb := '[]';
+    due record;
+BEGIN
+    FOR due IN
+        SELECT c.approval_id, a.tenant_id, a.requested_by, a.agent_id, a.session_id
+        FROM public.approval_continuation c
+        JOIN public.human_approval_queue a ON a.approval_id = c.approval_id
+        CROSS JOIN LATERAL (
+            WITH RECURSIVE edits AS (
+                SELECT e.state, e.replaced_by, e.changed_at FROM public.human_approval_queue e WHERE e.approval_id = c.approval_id
+                UNION ALL
+                SELECT e.state, e.replaced_by, e.changed_at FROM edits x
+                JOIN public.human_approval_queue e ON e.approval_id = x.replaced_by)
+            SELECT x.state, x.changed_at FROM edits x WHERE x.replaced_by IS NULL) AS last
+        WHERE c.due_at <= clock_timestamp() AND (c.taken_until IS NULL OR c.taken_until <= clock_timestamp())
+          AND last.state NOT IN ('pending', 'executing') AND last.changed_at > clock_timestamp() - interval '1 day'
+        ORDER BY c.approval_id LIMIT 50
+        FOR UPDATE OF c SKIP LOCKED
+    LOOP
+        UPDATE public.approval_continuation c SET due_at = clock_timestamp() + make_interval(secs => lease_seconds)
+        WHERE c.approval_id = due.approval_id;
+        taken := taken || jsonb_build_object(
+            'approval_id', due.approval_id, 'tenant_id', due.tenant_id, 'user_id', due.requested_by, 'agent_id', due.agent_id,
+            'session_id', due.session_id);
+    END LOOP;
+    PERFORM agent_private.leave(previous);
+    RETURN taken;
+END
 $$;
 
 -- ---- schemas/78_sql_logins.sql
@@ -2403,7 +2531,7 @@ FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
 WHERE n.nspname = 'agent_private' AND p.proname IN (
     'enter_everywhere', 'enter_as_server', 'refuse_change', 'watch_approval', 'next_of_chain', 'chain_hash', 'event_text', 'append_event',
     'approval_state', 'approval_document', 'approval_digest', 'texts', 'settle_approval', 'use_rule', 'objection', 'details_hash', 'execution_text',
-    'append_execution', 'erase_executions', 'halted', 'finish', 'watch_tool');
+    'append_execution', 'keep_result', 'erase_executions', 'halted', 'finish', 'watch_tool');
 
 SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.server_secret(text)',
@@ -2424,8 +2552,11 @@ SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.save_standing_rule(jsonb, jsonb)',
     'public.list_standing_rules(jsonb)',
     'public.revoke_standing_rule(jsonb, uuid, text)',
-    'public.save_continuation(jsonb, uuid, text, text)',
-    'public.take_continuation(jsonb, uuid)',
+    'public.save_continuation(jsonb, uuid, text, text, double precision, uuid)',
+    'public.take_continuation(jsonb, uuid, double precision)',
+    'public.release_continuation(jsonb, uuid, text)',
+    'public.finish_continuation(jsonb, uuid, text, jsonb)',
+    'public.take_tool_resumes(double precision)',
     'public.claim_approval(jsonb, uuid, text, text)',
     'public.finish_execution(jsonb, text, jsonb)',
     'public.record_execution(jsonb, jsonb)',
@@ -2435,7 +2566,7 @@ SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.list_halts(jsonb)',
     'public.list_executions(jsonb, jsonb)',
     'public.get_execution(jsonb, bigint)',
-    'public.get_execution_result(jsonb, uuid)',
+    'public.get_execution_result(jsonb, text)',
     'public.verify_executions(jsonb)',
     'public.tend_approvals(double precision)',
     'public.save_tool_version(jsonb, jsonb)',

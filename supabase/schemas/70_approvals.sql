@@ -258,9 +258,15 @@ CREATE TABLE public.approval_continuation (
     approval_id uuid PRIMARY KEY REFERENCES public.human_approval_queue,
     payload text NOT NULL,
     mac text NOT NULL,
-    saved_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    saved_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    due_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    taken_until timestamptz,
+    attempts integer NOT NULL DEFAULT 0,
+    error text
 );
-COMMENT ON TABLE public.approval_continuation IS 'A paused program that goes on once its approval is decided; whoever takes it up takes it away.';
+COMMENT ON TABLE public.approval_continuation IS 'A paused program that goes on once its approval is decided. Who takes it up has it for a time, and ends it.';
+COMMENT ON COLUMN public.approval_continuation.due_at IS 'When a keeper may go on with it: not while the process that began it still waits.';
+COMMENT ON COLUMN public.approval_continuation.taken_until IS 'Until then it is somebody''s; after that its process counts as dead.';
 
 SELECT agent_private.guard(t) FROM unnest(ARRAY[
     'public.approval_batch', 'public.human_approval_queue', 'public.approval_vote', 'public.approval_event',
@@ -269,7 +275,6 @@ SELECT agent_private.guard(t) FROM unnest(ARRAY[
 REVOKE DELETE ON public.approval_batch, public.human_approval_queue, public.approval_vote, public.approval_rule,
     public.agent_chain FROM agent_app;
 REVOKE UPDATE, DELETE ON public.approval_event FROM agent_app;
-REVOKE UPDATE ON public.approval_continuation FROM agent_app;
 
 DO $$
 DECLARE
@@ -1268,56 +1273,5 @@ BEGIN
     END IF;
     PERFORM agent_private.leave(previous);
     RETURN to_jsonb(ended);
-END
-$$;
-
--- Keep a paused program with its approval until that is decided; the first one saved stays. Returns whether it was kept.
-CREATE FUNCTION public.save_continuation(identity jsonb, the_approval_id uuid, payload text, mac text)
-RETURNS jsonb
-LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    previous text[];
-    kept boolean;
-BEGIN
-    identity := agent_private.document(identity);
-    previous := agent_private.enter(identity, 'tenant');
-    IF previous IS NULL THEN
-        PERFORM agent_private.refuse('PT403', 'an approval needs a tenant');
-    END IF;
-    IF NOT EXISTS (SELECT FROM public.human_approval_queue a
-                   WHERE a.tenant_id = current_setting('agent.tenant_id') AND a.approval_id = the_approval_id) THEN
-        PERFORM agent_private.refuse('PT404', 'there is no approval of this id');
-    END IF;
-    INSERT INTO public.approval_continuation (tenant_id, approval_id, payload, mac)
-    VALUES (current_setting('agent.tenant_id'), the_approval_id, save_continuation.payload, save_continuation.mac)
-    ON CONFLICT DO NOTHING;
-    kept := FOUND;
-    PERFORM agent_private.leave(previous);
-    RETURN to_jsonb(kept);
-END
-$$;
-
--- Take a paused program away: {payload, mac}, or NULL where there is none, because somebody else took it.
-CREATE FUNCTION public.take_continuation(identity jsonb, the_approval_id uuid)
-RETURNS jsonb
-LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    previous text[];
-    found jsonb;
-BEGIN
-    identity := agent_private.document(identity);
-    previous := agent_private.enter(identity, 'tenant');
-    IF previous IS NULL THEN
-        PERFORM agent_private.refuse('PT403', 'an approval needs a tenant');
-    END IF;
-    DELETE FROM public.approval_continuation c
-    WHERE c.tenant_id = current_setting('agent.tenant_id') AND c.approval_id = the_approval_id
-    RETURNING jsonb_build_object('payload', c.payload, 'mac', c.mac) INTO found;
-    PERFORM agent_private.leave(previous);
-    RETURN found;
 END
 $$;

@@ -75,13 +75,15 @@ CREATE INDEX agent_execution_halt_in_force ON public.agent_execution_halt (tenan
 
 CREATE TABLE public.agent_execution_result (
     tenant_id text NOT NULL,
-    approval_id uuid PRIMARY KEY REFERENCES public.human_approval_queue,
+    result_key text NOT NULL,
     user_id text,
     log_id bigint NOT NULL,
     result text NOT NULL CONSTRAINT agent_execution_result_size CHECK (octet_length(result) <= 65536),
-    saved_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    saved_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (tenant_id, result_key)
 );
-COMMENT ON TABLE public.agent_execution_result IS 'What an approved call gave, as JSON, for whoever comes back with the very same call: kept for 7 days, and erased with its user.';
+COMMENT ON TABLE public.agent_execution_result IS 'What an approved call gave, as JSON, for whoever comes back with the very same call, or a run that went on after a pause: kept for 7 days, and erased with its user.';
+COMMENT ON COLUMN public.agent_execution_result.result_key IS 'Id of the approval of a call, or key of a run.';
 CREATE INDEX agent_execution_result_by_time ON public.agent_execution_result (saved_at);
 CREATE INDEX agent_execution_result_by_user ON public.agent_execution_result (tenant_id, user_id);
 
@@ -188,6 +190,17 @@ BEGIN
 END
 $$;
 
+-- Keep what an execution gave, if it is not too long, for get_execution_result; the first one under a key stays.
+CREATE FUNCTION agent_private.keep_result(the_tenant text, the_key text, the_user text, the_log_id bigint, the_result text)
+RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    INSERT INTO public.agent_execution_result (tenant_id, result_key, user_id, log_id, result)
+    SELECT the_tenant, the_key, the_user, the_log_id, the_result WHERE octet_length(the_result) <= 65536
+    ON CONFLICT DO NOTHING;
+$$;
+
 -- What stops a tool of an agent in a tenant: {halt_id, reason, by}, or NULL.
 CREATE FUNCTION agent_private.halted(the_tenant text, the_agent text, the_tool text)
 RETURNS jsonb
@@ -290,9 +303,8 @@ BEGIN
         'user_id', a.requested_by, 'agent_id', a.agent_id, 'session_id', a.session_id, 'run_id', a.run_id), entry, a.decided_by);
     -- The row is this transaction's already; nobody can wait for it and hold the head of the chain.
     UPDATE public.human_approval_queue q SET log_id = the_log_id WHERE q.approval_id = a.approval_id;
-    IF a.state = 'executing' AND final = 'executed' AND octet_length(entry ->> 'result') <= 65536 THEN
-        INSERT INTO public.agent_execution_result (tenant_id, approval_id, user_id, log_id, result)
-        VALUES (a.tenant_id, a.approval_id, a.requested_by, the_log_id, entry ->> 'result');
+    IF a.state = 'executing' AND final = 'executed' THEN
+        PERFORM agent_private.keep_result(a.tenant_id, a.approval_id::text, a.requested_by, the_log_id, entry ->> 'result');
     END IF;
     PERFORM agent_private.append_event(a.tenant_id, a.approval_id, final, a.claimed_by, jsonb_build_object('log_id', the_log_id));
     RETURN jsonb_build_object('log_id', the_log_id, 'state', CASE WHEN a.state = 'executing' THEN final ELSE a.state END);
@@ -339,9 +351,10 @@ BEGIN
 END
 $$;
 
--- What the call of an approval gave, for the user who asked for it: {log_id, result}, result as JSON text. NULL where
--- nothing was kept, it was too long ago, or it is another's.
-CREATE FUNCTION public.get_execution_result(identity jsonb, the_approval_id uuid)
+-- What the call of an approval gave, or a run that went on after a pause, for the user who asked for it: {log_id, result},
+-- result as JSON text. the_key: id of the approval, or key of the run. NULL where nothing was kept, it was too long ago, or
+-- it is another's.
+CREATE FUNCTION public.get_execution_result(identity jsonb, the_key text)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -356,7 +369,7 @@ BEGIN
         RETURN NULL;
     END IF;
     SELECT jsonb_build_object('log_id', r.log_id, 'result', r.result) INTO found FROM public.agent_execution_result r
-    WHERE r.tenant_id = current_setting('agent.tenant_id') AND r.approval_id = the_approval_id
+    WHERE r.tenant_id = current_setting('agent.tenant_id') AND r.result_key = the_key
       AND r.user_id IS NOT DISTINCT FROM nullif(identity ->> 'user_id', '');
     PERFORM agent_private.leave(previous);
     RETURN found;
@@ -684,8 +697,8 @@ BEGIN
           -- LangGraph gives a node its earlier answers again as long as an approval lives, which is 7 days at most.
           AND (o.channel NOT IN ('interrupt', 'decision interrupt') OR o.seen_at < clock_timestamp() - interval '8 days')
         ORDER BY o.seen_at LIMIT 1000 FOR UPDATE SKIP LOCKED);
-    DELETE FROM public.agent_execution_result r WHERE r.approval_id IN (
-        SELECT o.approval_id FROM public.agent_execution_result o
+    DELETE FROM public.agent_execution_result r WHERE (r.tenant_id, r.result_key) IN (
+        SELECT o.tenant_id, o.result_key FROM public.agent_execution_result o
         WHERE o.saved_at < clock_timestamp() - interval '7 days' ORDER BY o.saved_at LIMIT 1000 FOR UPDATE SKIP LOCKED);
     FOR due IN
         SELECT a.* FROM public.human_approval_queue a

@@ -5,7 +5,7 @@ FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
 WHERE n.nspname = 'agent_private' AND p.proname IN (
     'enter_everywhere', 'enter_as_server', 'refuse_change', 'watch_approval', 'next_of_chain', 'chain_hash', 'event_text', 'append_event',
     'approval_state', 'approval_document', 'approval_digest', 'texts', 'settle_approval', 'use_rule', 'objection', 'details_hash', 'execution_text',
-    'append_execution', 'erase_executions', 'halted', 'finish', 'watch_tool');
+    'append_execution', 'keep_result', 'erase_executions', 'halted', 'finish', 'watch_tool');
 
 SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.server_secret(text)',
@@ -26,8 +26,11 @@ SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.save_standing_rule(jsonb, jsonb)',
     'public.list_standing_rules(jsonb)',
     'public.revoke_standing_rule(jsonb, uuid, text)',
-    'public.save_continuation(jsonb, uuid, text, text)',
-    'public.take_continuation(jsonb, uuid)',
+    'public.save_continuation(jsonb, uuid, text, text, double precision, uuid)',
+    'public.take_continuation(jsonb, uuid, double precision)',
+    'public.release_continuation(jsonb, uuid, text)',
+    'public.finish_continuation(jsonb, uuid, text, jsonb)',
+    'public.take_tool_resumes(double precision)',
     'public.claim_approval(jsonb, uuid, text, text)',
     'public.finish_execution(jsonb, text, jsonb)',
     'public.record_execution(jsonb, jsonb)',
@@ -37,7 +40,7 @@ SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.list_halts(jsonb)',
     'public.list_executions(jsonb, jsonb)',
     'public.get_execution(jsonb, bigint)',
-    'public.get_execution_result(jsonb, uuid)',
+    'public.get_execution_result(jsonb, text)',
     'public.verify_executions(jsonb)',
     'public.tend_approvals(double precision)',
     'public.save_tool_version(jsonb, jsonb)',

@@ -990,7 +990,7 @@ async def test_a_bare_select_sees_the_rows_of_one_tenant_and_none_without(
     for tenant in ("t1", "t2"):
         who = ADA.with_(tenant_id=tenant)
         _, ticket = await claimed(database, who)
-        await database.call("finish_execution", who, ticket=ticket, entry=an_entry())
+        await database.call("finish_execution", who, ticket=ticket, entry=an_entry(result="1"))
         pending = await asked(database, who, required_votes=2)
         await decided(database, a_decision(pending), identity=who)
         await database.call(

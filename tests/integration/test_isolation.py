@@ -71,6 +71,12 @@ FOR_SERVERS: dict[str, dict[str, Any]] = {
     "revoke_standing_rule": {"the_rule_id": SOME_ID, "revoked_by": "eve"},
     "save_continuation": {"the_approval_id": SOME_ID, "payload": "p", "mac": "m"},
     "take_continuation": {"the_approval_id": SOME_ID},
+    "release_continuation": {"the_approval_id": SOME_ID, "error": "e"},
+    "finish_continuation": {
+        "the_approval_id": SOME_ID,
+        "the_key": "k",
+        "entry": {"state": "executed", "decision": "allowed", "tool": "pay", "risk": "READ"},
+    },
     "claim_approval": {"the_approval_id": SOME_ID, "args_hash": "a" * 64, "claimed_by": "p"},
     "finish_execution": {"ticket": "t", "entry": {"state": "executed"}},
     "record_execution": {
@@ -82,7 +88,7 @@ FOR_SERVERS: dict[str, dict[str, Any]] = {
     "list_halts": {},
     "list_executions": {},
     "get_execution": {"the_log_id": 1},
-    "get_execution_result": {"the_approval_id": SOME_ID},
+    "get_execution_result": {"the_key": SOME_ID},
     "verify_executions": {},
     "save_tool_version": {"tool": {"name": "t", "code": "1", "code_hash": "a" * 64, "author": "eve"}},
     "approve_tool_version": {"ticket": "t", "tool_name": "t", "version": 1, "code_hash": "a" * 64},
@@ -137,6 +143,7 @@ WITHOUT_IDENTITY: dict[str, dict[str, Any]] = {
     "delivery_done": {"the_batch_id": SOME_ID, "channel": "slack", "delivered_version": 1, "ref": {}},
     "delivery_failed": {"the_batch_id": SOME_ID, "channel": "slack", "error": "e"},
     "take_resumes": {"lease_seconds": 60.0},
+    "take_tool_resumes": {"lease_seconds": 60.0},
     "resume_done": {"batch_id": SOME_ID},
     "resume_failed": {"batch_id": SOME_ID, "error": "e"},
     "remember_delivery": {"channel": "slack", "delivery_key": "k"},
@@ -1000,10 +1007,14 @@ def _existing(connection: psycopg.Connection[Any]) -> dict[str, dict[str, Any]]:
         "made_by": "eve",
         "expires_at": "2999-01-01",
     }
+    refused = {"state": "refused", "decision": "refused", "tool": "t", "risk": "READ"}
     made = _call(connection, "save_standing_rule", ADA, rule=rule)
     approval = ask()
     the_id = approval["approval_id"]
+    paused = ask()["approval_id"]
+    _call(connection, "save_continuation", ADA, the_approval_id=paused, payload="p", mac="m")
     return {
+        "finish_continuation": {"the_approval_id": paused, "the_key": "k", "entry": refused},
         "close_approval": {"the_approval_id": the_id, "the_state": "cancelled", "closed_by": "eve"},
         "attach_interrupt": {"batch_id": approval["batch_id"], "interrupt": {}},
         "save_standing_rule": {"rule": rule},

@@ -6,7 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,11 +15,12 @@ import pytest
 
 from agent import Identity
 from agent.approval.human_approval import HumanApprovalQueue
+from agent.approval.keeper import ApprovalKeeper, ToolResumeOrder
 from agent.approval.policy_file import PolicyFile, parse_policy
 from agent.approval.records import Approval
 from agent.approval.risk import Risk
 from agent.database.postgres import PostgresDatabase
-from agent.errors import ConflictError, DatabaseUnavailable, InvalidRequest, NotFound, Refused
+from agent.errors import ConflictError, DatabaseUnavailable, InvalidRequest, NotFound, OperatorError, Refused
 from agent.events import Event, listening
 from agent.execution.safe_executor import SafeExecutor
 from agent.execution.tool_definition import ToolVersion
@@ -28,6 +29,7 @@ from agent.execution.tool_registry import CallContext, ToolArguments, ToolOutcom
 from agent.execution.tool_sandbox import ToolSandbox
 from agent.settings import Settings
 from agent.testing.throwaway import ThrowawayDatabase
+from tests.integration.rows import rows
 
 CAROL = Identity(user_id="carol", agent_id="support", session_id="s1")
 POLICY = b"""
@@ -83,6 +85,7 @@ class World:
         self.queue = HumanApprovalQueue(database, settings, policy)
         self.executor = SafeExecutor(database, settings, policy, self.queue, ToolRegistry(self._specs()))
         self.database = database
+        self.url = str(settings.database_url.get_secret_value()) if settings.database_url else ""
         self.sandbox = ToolSandbox()
         self.library = self.a_library()
 
@@ -128,6 +131,7 @@ class World:
                 arguments=ChangeArguments,
                 risk=Risk.WRITE,
                 run=change_row,
+                idempotency="keyed",
             ),
             ToolSpec(
                 name="create_new_tool",
@@ -815,3 +819,153 @@ agent = "chief"
         head = CAROL.with_(agent_id="head")
         assert (await world.library.run("tidy", {"table": "orders"}, head)).status == "refused"
         assert world.changes == []
+
+
+# Going on by itself
+
+
+def a_keeper(world: World) -> ApprovalKeeper:
+    async def resume_tool(order: ToolResumeOrder) -> None:
+        await world.library.resume(order.approval_id, order.identity, wait_seconds=0)
+
+    return ApprovalKeeper(world.queue, resume_tool=resume_tool)
+
+
+async def sooner_or_later(look: Callable[[], Awaitable[Any]]) -> None:
+    for _ in range(1_000):
+        if await look():
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("it did not come")
+
+
+async def logged(world: World, tool: str) -> list[str]:
+    found = await world.database.call("list_executions", CAROL, wanted={"tool": tool})
+    return [row["state"] for row in found]
+
+
+async def test_a_keeper_goes_on_with_a_decided_run_once(world: World) -> None:
+    await world.make("change_all", CHANGE, TABLE, CHANGE_EXAMPLE)
+    run = await world.library.run("change_all", {"table": "orders"}, CAROL)
+    keepers = [a_keeper(world) for _ in range(4)]
+    await asyncio.gather(*(keeper.run_once() for keeper in keepers))
+    assert (world.changes, await logged(world, "change_all")) == ([], [])
+
+    await world.decide(run.approval_id)
+    await asyncio.gather(*(keeper.run_once() for keeper in keepers))
+
+    assert world.changes == [("orders", "done")]
+    assert await logged(world, "change_all") == ["executed"]
+    ran = await world.library.result(str(run.approval_id), CAROL)
+    assert ran is not None
+    assert (ran.status, ran.value) == ("succeeded", "2 rows, changed")
+    assert await world.library.result(str(run.approval_id), CAROL.with_(user_id="mallory")) is None
+    with pytest.raises(NotFound):
+        await world.library.resume(str(run.approval_id), CAROL)
+
+
+async def test_a_keeper_goes_on_after_a_no_and_over_several_pauses(world: World) -> None:
+    code = (
+        "def run(table: str) -> list[str]:\n    told = []\n    for to in ('a', 'b'):\n        try:\n"
+        "            change_row(table=table, to=to)\n            told.append(to)\n"
+        "        except RuntimeError as error:\n            told.append('no')\n    return told\n"
+    )
+    answers = [{"function": "change_row", "result": "ok"}] * 2
+    await world.make("change_two", code, TABLE, {"arguments": {"table": "t"}, "host_results": answers})
+    run = await world.library.run("change_two", {"table": "t"}, CAROL)
+    await world.decide(run.approval_id, "reject")
+    await a_keeper(world).run_once()
+    second = await world.waiting()
+    await world.decide(second.approval_id)
+    await a_keeper(world).run_once()
+
+    assert world.changes == [("t", "b")]
+    for approval_id in (str(run.approval_id), second.approval_id):  # one run, whichever pause is named
+        ran = await world.library.result(approval_id, CAROL)
+        assert ran is not None
+        assert ran.value == ["no", "b"]
+
+
+async def test_a_keeper_leaves_a_run_to_the_process_that_waits_for_it(world: World) -> None:
+    await world.make("change_all", CHANGE, TABLE, CHANGE_EXAMPLE)
+    waiting = asyncio.create_task(
+        world.library.run("change_all", {"table": "orders"}, CAROL, wait_seconds=60)
+    )
+    await sooner_or_later(lambda: world.queue.get_pending_approvals(CAROL))
+    approval = await world.waiting()
+    # As if the one who waits were slow: another has it, and gives it back to the keeper.
+    named = {"the_approval_id": approval.approval_id}
+    await sooner_or_later(lambda: world.database.call("take_continuation", CAROL, **named))
+    await world.decide(approval.approval_id)
+    await a_keeper(world).run_once()
+    assert world.changes == []
+    rows(world.url, "UPDATE approval_continuation SET taken_until = NULL, due_at = clock_timestamp()")
+    await a_keeper(world).run_once()
+    ran = await asyncio.wait_for(waiting, 60)
+    assert (ran.status, ran.value, world.changes) == ("succeeded", "2 rows, changed", [("orders", "done")])
+    assert await logged(world, "change_all") == ["executed"]
+
+
+async def test_a_run_whose_process_died_after_the_change_goes_on_without_a_second_change(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.make("change_all", CHANGE, TABLE, CHANGE_EXAMPLE)
+    run = await world.library.run("change_all", {"table": "orders"}, CAROL)
+    await world.decide(run.approval_id)
+
+    async def dies(*_given: Any, **_named: Any) -> None:
+        raise SystemError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.sandbox, "resume", dies)
+        with pytest.raises(SystemError):
+            await world.library.resume(str(run.approval_id), CAROL)
+    assert len(world.changes) == 1
+    await a_keeper(world).run_once()
+    assert await logged(world, "change_all") == []  # it may still be at work
+    rows(world.url, "UPDATE approval_continuation SET taken_until = clock_timestamp()")
+    await a_keeper(world).run_once()
+
+    assert world.changes == [("orders", "done")]
+    ran = await world.library.result(str(run.approval_id), CAROL)
+    assert ran is not None
+    assert ran.value == "2 rows, changed"
+
+
+async def test_a_run_that_cannot_go_on_is_tried_again_or_ended_and_both_is_told(world: World) -> None:
+    await world.make("change_all", CHANGE, TABLE, CHANGE_EXAMPLE)
+    halted, retired = [await world.library.run("change_all", {"table": "orders"}, CAROL) for _ in range(2)]
+    await world.decide(halted.approval_id)
+    halt = {"tool": "change_all", "reason": "look first", "halted_by": "ada"}
+    made = await world.database.call("halt_executions", CAROL, halt=halt)
+    heard: list[Event] = []
+    with listening(heard.append):
+        await a_keeper(world).run_once()
+    (told,) = [event for event in heard if event.name == "tool_resume_failed"]
+    assert "look first" in told.facts["reason"]
+    await world.database.call("resume_executions", CAROL, halt_id=made["halt_id"], resumed_by="ada")
+    await a_keeper(world).run_once()
+    assert world.changes == []  # not at once
+    rows(world.url, "UPDATE approval_continuation SET due_at = clock_timestamp() WHERE attempts > 0")
+    await a_keeper(world).run_once()
+    assert world.changes == [("orders", "done")]
+
+    await world.library.retire(CAROL, "change_all", by="ada")
+    await world.decide(retired.approval_id)
+    await a_keeper(world).run_once()
+    assert await logged(world, "change_all") == ["refused", "executed"]
+    assert rows(world.url, "SELECT 1 FROM approval_continuation") == []
+    assert len(world.changes) == 1
+
+
+async def test_a_keeper_leaves_a_run_alone_whose_functions_it_does_not_know(world: World) -> None:
+    await world.make("change_all", CHANGE, TABLE, CHANGE_EXAMPLE)
+    run = await world.library.run("change_all", {"table": "orders"}, CAROL)
+    await world.decide(run.approval_id)
+    bare = SafeExecutor(
+        world.database, world.executor.settings, world.executor.policy, world.queue, ToolRegistry()
+    )
+    elsewhere = ToolLibrary(world.database, world.queue, executor=bare, sandbox=world.sandbox)
+    with pytest.raises(OperatorError, match="change_row"):
+        await elsewhere.resume(str(run.approval_id), CAROL)
+    assert (await world.library.resume(str(run.approval_id), CAROL)).value == "2 rows, changed"

@@ -67,7 +67,14 @@ def test_a_run_that_was_put_away_goes_on_once_it_is_approved(
         agent("approvals", "approve", str(run.approval_id), "--as", "grace", "--yes")
 
         assert agent("tools", "resume", str(run.approval_id)).strip() == '"veil"'
-        again = CliRunner().invoke(app, ["tools", "resume", str(run.approval_id)])
-        assert again.exit_code != 0
+        assert (
+            agent("tools", "resume", str(run.approval_id)).strip() == '"veil"'
+        )  # what came of it, not another run
+        (row,) = portal().run_sync(
+            executor.database.call(
+                "list_executions", CAROL, wanted={"tool": "product_name", "state": "executed"}
+            )
+        )
+        assert row["tool_version"] == "1"
         portal().run_sync(executor.aclose())
     current_settings.cache_clear()

@@ -14,14 +14,17 @@ from langgraph.errors import GraphBubbleUp
 
 from agent.approval.human_approval import HumanApprovalQueue
 from agent.approval.records import Approval
-from agent.errors import DatabaseUnavailable
+from agent.errors import DatabaseUnavailable, NotFound
 from agent.events import emit
+from agent.identity import Identity
 from agent.portal import portal
 
 _EVERY_SECONDS: Final = 2.0
 _REST_SECONDS: Final = 5.0
 _LEASE_SECONDS: Final = 60.0
 _WORK_SECONDS: Final = 45.0  # less than the lease: nobody else begins the same meanwhile
+_TOOL_SECONDS: Final = 600.0
+"""Longest time of a run of a tool that goes on; less than the 900 seconds for which it is its taker's."""
 _AT_ONCE: Final = 8
 """Cards that are delivered to one channel, and runs that are resumed, at the same time."""
 _TOLD_MAX: Final = 300
@@ -50,6 +53,15 @@ class ResumeOrder:
     approvals: tuple[Approval, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ToolResumeOrder:
+    """A run of a tool that an agent wrote, put away in the middle of its work, whose approval is decided."""
+
+    approval_id: str
+    identity: Identity
+    """Whose run it is."""
+
+
 class ApprovalKeeper:
     """Tends the approvals of a queue until it is stopped. Channels and `resume` are called in the portal, up to eight
     times at once each; a slow one holds nothing else up.
@@ -58,6 +70,8 @@ class ApprovalKeeper:
         queue: whose approvals these are.
         channels: where cards go; none: people look on the web page or the command line.
         resume: starts a paused run again; `None`: this process resumes nothing.
+        resume_tool: goes on with a paused run of an agent-written tool, and gives it back where it cannot; `None`: this
+            process goes on with none.
         executing_seconds: what has been executing for longer, because its process died, becomes `unknown`.
     """
 
@@ -67,16 +81,19 @@ class ApprovalKeeper:
         channels: Sequence[Channel] = (),
         resume: Callable[[ResumeOrder], Awaitable[None]] | None = None,
         *,
+        resume_tool: Callable[[ToolResumeOrder], Awaitable[object]] | None = None,
         executing_seconds: float = 900.0,
     ) -> None:
         self._queue = queue
         self._channels = {channel.name: channel for channel in channels}
         self._resume = resume
+        self._resume_tool = resume_tool
         self._executing_seconds = executing_seconds
         self._task: asyncio.Task[None] | None = None
         # Each channel works at its own pace, and so do resumes: a slow one makes nobody else wait.
         self._lanes = {name: _Lane() for name in self._channels}
         self._resumes = _Lane()
+        self._tools = _Lane()
 
     async def start(self) -> None:
         """Begin to tend; settings and policy are read now.
@@ -108,7 +125,9 @@ class ApprovalKeeper:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        under_way = [each for lane in (*self._lanes.values(), self._resumes) for each in lane.under_way]
+        under_way = [
+            each for lane in (*self._lanes.values(), self._resumes, self._tools) for each in lane.under_way
+        ]
         for each in under_way:
             each.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
@@ -140,6 +159,9 @@ class ApprovalKeeper:
         if self._resume is not None and self._resumes.has_room:
             orders = await database.call("take_resumes", lease_seconds=_LEASE_SECONDS)
             begun += [self._resumes.begin(self._resume_one(order, self._resume)) for order in orders]
+        if self._resume_tool is not None and self._tools.has_room:
+            paused = await database.call("take_tool_resumes", lease_seconds=_LEASE_SECONDS)
+            begun += [self._tools.begin(self._resume_one_tool(each, self._resume_tool)) for each in paused]
         if free := [name for name, lane in self._lanes.items() if lane.has_room]:
             deliveries = await database.call("take_deliveries", channels=free, lease_seconds=_LEASE_SECONDS)
             begun += [self._lanes[each["channel"]].begin(self._deliver(each)) for each in deliveries]
@@ -189,6 +211,22 @@ class ApprovalKeeper:
             await self._queue.database.call("resume_failed", batch_id=order["batch_id"], error=reason)
         else:
             await self._queue.database.call("resume_done", batch_id=order["batch_id"])
+
+    async def _resume_one_tool(
+        self, order: Mapping[str, Any], resume: Callable[[ToolResumeOrder], Awaitable[object]]
+    ) -> None:
+        known = {name: order[name] for name in ("tenant_id", "user_id", "agent_id", "session_id")}
+        try:
+            async with asyncio.timeout(_TOOL_SECONDS), self._tools.place:
+                await resume(
+                    ToolResumeOrder(approval_id=order["approval_id"], identity=Identity.from_json(known))
+                )
+        except GraphBubbleUp:
+            raise
+        except NotFound:  # somebody else has gone on with it meanwhile
+            return
+        except Exception as error:  # noqa: BLE001 - one run that cannot go on must not stop the others
+            emit("tool_resume_failed", approval_id=order["approval_id"], reason=_shortly(error))
 
 
 class _Lane:

@@ -184,9 +184,12 @@ def resume(
     tenant: TenantOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Go on with a run of a tool that was put away when it waited for an approval, as the user it was made for."""
+    """Go on with a run of a tool that was put away when it waited for an approval, as the user it was made for.
+
+    A server does so by itself once the approval is decided; then this shows what came of it, for 7 days.
+    """
     from agent.approval.human_approval import HumanApprovalQueue
-    from agent.errors import Refused
+    from agent.errors import NotFound, Refused
     from agent.execution.safe_executor import SafeExecutor
 
     async def go_on() -> ToolRun:
@@ -198,7 +201,14 @@ def resume(
                 identity = operator.with_(
                     user_id=approval.requested_by, agent_id=approval.agent_id, session_id=approval.session_id
                 )
-                return await executor.library.resume(approval.approval_id, identity)
+                try:
+                    return await executor.library.resume(approval.approval_id, identity)
+                except NotFound:  # a keeper was quicker
+                    ended = await executor.library.result(approval.approval_id, identity)
+                    if ended is None:
+                        raise
+                    remark("It has gone on already. What came of it:")
+                    return ended
             finally:
                 await executor.aclose()
 

@@ -821,9 +821,7 @@ class SafeExecutor:
         spec = self.registry.get(approval.tool)
         if approval.state != "executed" or spec is None or spec.idempotency != "keyed":
             return None
-        kept = await self.database.call(
-            "get_execution_result", identity, the_approval_id=approval.approval_id
-        )
+        kept = await self.database.call("get_execution_result", identity, the_key=approval.approval_id)
         if kept is None:
             return None
         value = json.loads(kept["result"])

@@ -362,6 +362,15 @@ class ToolLibrary:
         """
         return await self._runner.resume(approval_id, identity, wait_seconds=wait_seconds)
 
+    async def result(self, approval_id: str, identity: Identity) -> ToolRun | None:
+        """How a run ended that went on after this approval, in this or another process; `None`: it has not, it was not
+        this user's, or it was more than 7 days ago.
+
+        Raises:
+            NotFound: there is no such approval.
+        """
+        return await self._runner.result(approval_id, identity)
+
     # Inside
 
     async def _tried(

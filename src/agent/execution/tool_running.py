@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from agent.events import emit
 from agent.execution.argument_schema import check_arguments
 from agent.execution.continuation_seal import ContinuationSeal
 from agent.execution.host_function import CallHost, HostAnswer, HostFunction, usable_as_name
-from agent.execution.result_text import fenced, inert
+from agent.execution.result_text import as_recorded, fenced, inert
 from agent.execution.tool_definition import ToolVersion
 from agent.execution.tool_registry import ToolRegistry
 from agent.execution.tool_sandbox import SandboxResult, Snapshot, ToolSandbox
@@ -43,6 +44,9 @@ CREATE_NEW_TOOL = "create_new_tool"
 CREATE_RIGHTS = ("tools.create",)
 """Rights that it takes."""
 _PUT_BACK_ATTEMPTS = 5
+_ELSEWHERE_SECONDS_MAX = 60.0
+_ELSEWHERE_EVERY_SECONDS = 0.5
+_NOT_OURS = "the paused run is not what was put away, or belongs to somebody else; it is not resumed"
 _CARRIED_OUT = ("executing", "executed", "unknown")
 """States of an approval whose version the database let run: it did so in a transaction, and the process that asked for
 it may have died before it could say so."""
@@ -195,26 +199,91 @@ class ToolRunner:
         first, last = await self._ends_of(approval_id, identity)
         if last.is_open:
             raise ConflictError(f"approval {last.approval_id} is not decided yet; wait for it and try again")
+        if first.requested_by != identity.user_id:
+            raise Refused(_NOT_OURS)
         kept = await self._taken(first.approval_id, identity)
         if kept is None:
             raise NotFound(f"no run waits for approval {approval_id}, or another process has gone on with it")
         try:
-            progress, snapshot = await self._opened(kept, first, identity)
-            try:
-                await self._require_no_halt(progress.tool, identity)
-            except Refused:  # only for now: it goes on when the halt is over
-                await self._put_back(first.approval_id, identity, kept)
-                raise
+            progress, snapshot = await self._opened_or_ended(kept, first, identity)
+            self._require_functions(progress.tool)
+            await self._require_no_halt(progress.tool, identity)
             result = await self._executor.run_approved(last, progress.identity)
-        except (DatabaseUnavailable, asyncio.CancelledError):
-            await asyncio.shield(self._put_back(first.approval_id, identity, kept))
+            call_host, functions = self._hosting(progress)
+            answer = self._answered(result, progress)
+            ended = await self._sandbox.resume(snapshot, answer, call_host, host_functions=functions)
+        except (OperatorError, Refused, asyncio.CancelledError) as error:  # it may go on later
+            await asyncio.shield(self._put_back(first.approval_id, identity, error))
             raise
-        call_host, functions = self._hosting(progress)
-        answer = self._answered(result, progress)
-        ended = await self._sandbox.resume(snapshot, answer, call_host, host_functions=functions)
-        return await self._ended(
-            progress, ended, self._wait_seconds if wait_seconds is None else wait_seconds
+        seconds = self._wait_seconds if wait_seconds is None else wait_seconds
+        return await self._ended(progress, ended, seconds, resumed=first.approval_id)
+
+    async def result(self, approval_id: str, identity: Identity) -> ToolRun | None:
+        """As `ToolLibrary.result`."""
+        approval = await self._queue.get(approval_id, identity)
+        run_key = approval.request_key.rpartition("call:")[2].rpartition("-")[0]
+        return await self._recorded(run_key, identity)
+
+    async def _recorded(self, run_key: str, identity: Identity) -> ToolRun | None:
+        kept = await self._database.call("get_execution_result", identity, the_key=run_key)
+        if kept is None:
+            return None
+        said = json.loads(kept["result"])
+        return _told(
+            said["tool"],
+            int(said["version"]),
+            ok=said["ok"],
+            value=said["value"],
+            error=said["error"],
+            log_id=str(kept["log_id"]),
+            read_untrusted=said["read_untrusted"],
         )
+
+    async def _told_elsewhere(self, progress: _Progress, wait_seconds: float) -> ToolRun | None:
+        """How a run ended that another process has gone on with; `None`: it has not, in this time."""
+        deadline = time.monotonic() + min(wait_seconds, _ELSEWHERE_SECONDS_MAX)
+        while (ran := await self._recorded(progress.run_key, progress.identity)) is None:
+            if time.monotonic() >= deadline:
+                return None
+            await asyncio.sleep(_ELSEWHERE_EVERY_SECONDS)
+        return ran
+
+    def _require_functions(self, version: ToolVersion) -> None:
+        """Nothing, if this process knows the functions that the code calls.
+
+        Raises:
+            OperatorError: it does not, and another may.
+        """
+        known = {function.name for function in host_functions(self._executor.registry)}
+        if missing := sorted(set(version.capabilities) - known):
+            raise OperatorError(
+                f"this process has no tool {', '.join(missing)}, which {version.name} calls; the run goes on where it "
+                "is known"
+            )
+
+    async def _opened_or_ended(
+        self, kept: Mapping[str, Any], approval: Approval, identity: Identity
+    ) -> tuple[_Progress, Snapshot]:
+        """`_opened`; a run that can never go on is ended, and that is logged."""
+        try:
+            return await self._opened(kept, approval, identity)
+        except (Refused, NotFound) as error:
+            entry = {
+                "state": "refused",
+                "tool": _tool_of(kept["payload"]),
+                "risk": str(Risk.READ),
+                "decision": "refused",
+                "error": str(error),
+            }
+            with suppress(ConflictError):
+                await self._database.call(
+                    "finish_continuation",
+                    identity,
+                    the_approval_id=approval.approval_id,
+                    the_key="",
+                    entry=entry,
+                )
+            raise
 
     def require_rights(self, tool: str, capabilities: Iterable[str], identity: Identity) -> None:
         """Nothing, if tenant and agent have the rights of these functions, which a tool's code calls.
@@ -323,12 +392,18 @@ class ToolRunner:
 
         return call_host, granted
 
-    async def _ended(self, progress: _Progress, result: SandboxResult, wait_seconds: float) -> ToolRun:
-        """What a run came to; a paused one is put away first, then waited for."""
+    async def _ended(
+        self, progress: _Progress, result: SandboxResult, wait_seconds: float, *, resumed: str | None = None
+    ) -> ToolRun:
+        """What a run came to; a paused one is put away first, then waited for.
+
+        Args:
+            resumed: the approval after which it went on; `None`: it had not paused.
+        """
         version = progress.tool
         if result.paused is not None:
             approval_id = result.paused.approval_id
-            await self._put_away(progress, result.paused)
+            await self._put_away(progress, result.paused, wait_seconds, replaces=resumed)
             if wait_seconds > 0:
                 waited = await self._queue.wait(approval_id, progress.identity, wait_seconds)
                 if waited.replaced_by is not None:
@@ -336,8 +411,11 @@ class ToolRunner:
                     if waited.is_open:
                         waited = await self._queue.wait(waited.approval_id, progress.identity, wait_seconds)
                 if not waited.is_open:
-                    with suppress(NotFound):  # another process was quicker, and has the result
+                    try:
                         return await self.resume(approval_id, progress.identity, wait_seconds=wait_seconds)
+                    except NotFound:  # another process was quicker
+                        if (ran := await self._told_elsewhere(progress, wait_seconds)) is not None:
+                            return ran
             return ToolRun(
                 status="paused",
                 tool=version.name,
@@ -346,42 +424,70 @@ class ToolRunner:
                 printed=result.printed,
                 text=(
                     f"{version.name} waits for a person's approval of {result.paused.function}() "
-                    f"(approval {approval_id}). Do not call it again; when that is decided, "
-                    f"an operator goes on with it by `agent tools resume {approval_id}`."
+                    f"(approval {approval_id}). Do not call it again: it goes on by itself when that is decided. "
+                    f"An operator sees what came of it, or goes on with it, by `agent tools resume {approval_id}`."
                 ),
                 read_untrusted=progress.read_untrusted,
             )
         ok = result.status == "done"
-        log_id = await self._logged(
-            progress.identity,
-            {
-                "state": "executed" if ok else "failed",
-                "tool": version.name,
-                "tool_version": str(version.version),
-                "risk": str(Risk.READ),
-                "decision": "allowed",
-                "arguments_shown": dict(progress.arguments),
-                "arguments_run": dict(progress.arguments),
-                "result_bytes": len(json.dumps(result.value).encode()),
-                "duration_ms": result.duration_ms,
-                "error": result.error,
-            },
-        )
-        return ToolRun(
-            status="succeeded" if ok else "failed",
-            tool=version.name,
-            version=version.version,
+        entry: dict[str, Any] = {
+            "state": "executed" if ok else "failed",
+            "tool": version.name,
+            "tool_version": str(version.version),
+            "risk": str(Risk.READ),
+            "decision": "allowed",
+            "arguments_shown": dict(progress.arguments),
+            "arguments_run": dict(progress.arguments),
+            "result_bytes": len(json.dumps(result.value).encode()),
+            "duration_ms": result.duration_ms,
+            "error": result.error,
+        }
+        if resumed is None:
+            log_id = await self._logged(progress.identity, entry)
+        else:
+            log_id = await self._finished(
+                progress, resumed, entry, ok=ok, value=result.value, error=result.error
+            )
+        return _told(
+            version.name,
+            version.version,
+            ok=ok,
             value=result.value,
-            text=fenced(version.name, result.value)
-            if ok
-            else f"{version.name} failed.\n{fenced(version.name, {'error': result.error})}",
             error=result.error,
             log_id=log_id,
             printed=result.printed,
             read_untrusted=progress.read_untrusted,
         )
 
-    async def _put_away(self, progress: _Progress, snapshot: Snapshot) -> None:
+    async def _finished(
+        self, progress: _Progress, approval_id: str, entry: Mapping[str, Any], **ending: Any
+    ) -> str | None:
+        """Enter how a run ended that went on after a pause, and keep what it gave for whoever waits elsewhere."""
+        said = {
+            "tool": progress.tool.name,
+            "version": progress.tool.version,
+            "read_untrusted": progress.read_untrusted,
+            **ending,
+        }
+        kept = as_recorded(said) or as_recorded(
+            said | {"value": None, "error": "what it gave is too long to be kept"}
+        )
+        try:
+            receipt = await self._database.call(
+                "finish_continuation",
+                progress.identity,
+                the_approval_id=approval_id,
+                the_key=progress.run_key,
+                entry=dict(entry) | {"result": kept},
+            )
+        except LearningError as error:  # as of `_logged`; after its lease it is gone over once more
+            emit("execution_log_failed", tool=progress.tool.name, approval_id=approval_id, reason=str(error))
+            return None
+        return str(receipt["log_id"])
+
+    async def _put_away(
+        self, progress: _Progress, snapshot: Snapshot, wait_seconds: float, *, replaces: str | None
+    ) -> None:
         payload = json.dumps(progress.as_json() | {"snapshot": snapshot.as_json()})
         mac = (await self._seal()).of(
             payload,
@@ -389,7 +495,15 @@ class ToolRunner:
             code_hash=progress.tool.code_hash,
             tenant_id=progress.identity.tenant_id,
         )
-        await self._keep(snapshot.approval_id, progress.identity, payload, mac)
+        await self._database.call(
+            "save_continuation",
+            progress.identity,
+            the_approval_id=snapshot.approval_id,
+            payload=payload,
+            mac=mac,
+            wait_seconds=wait_seconds,
+            replaces=replaces,
+        )
 
     async def _taken(self, approval_id: str, identity: Identity) -> Mapping[str, Any] | None:
         taking = asyncio.ensure_future(
@@ -399,26 +513,26 @@ class ToolRunner:
             kept: Mapping[str, Any] | None = await asyncio.shield(taking)
         except asyncio.CancelledError:
             with suppress(LearningError):
-                if (kept := await taking) is not None:
-                    await self._put_back(approval_id, identity, kept)
+                if await taking is not None:
+                    await self._put_back(approval_id, identity, asyncio.CancelledError())
             raise
         return kept
 
-    async def _put_back(self, approval_id: str, identity: Identity, kept: Mapping[str, Any]) -> None:
-        """Keep again what was taken and did not go on. Its call still runs once: the approval is claimed once."""
+    async def _put_back(self, approval_id: str, identity: Identity, why: BaseException) -> None:
+        """Give back what was taken and did not go on. Its call still runs once: the approval is claimed once."""
         for attempt in range(_PUT_BACK_ATTEMPTS):
             try:
-                await self._keep(approval_id, identity, kept["payload"], kept["mac"])
+                await self._database.call(
+                    "release_continuation",
+                    identity,
+                    the_approval_id=approval_id,
+                    error=f"{type(why).__name__}: {why}",
+                )
             except DatabaseUnavailable:
                 await asyncio.sleep(0.2 * 2**attempt)
             else:
                 return
         emit("tool_continuation_lost", approval_id=approval_id)
-
-    async def _keep(self, approval_id: str, identity: Identity, payload: str, mac: str) -> None:
-        await self._database.call(
-            "save_continuation", identity, the_approval_id=approval_id, payload=payload, mac=mac
-        )
 
     async def _opened(
         self, kept: Mapping[str, Any], approval: Approval, identity: Identity
@@ -428,9 +542,7 @@ class ToolRunner:
         Raises:
             Refused: it was changed, belongs elsewhere, or its tool may not run any more.
         """
-        not_ours = Refused(
-            "the paused run is not what was put away, or belongs to somebody else; it is not resumed"
-        )
+        not_ours = Refused(_NOT_OURS)
         try:
             said = json.loads(kept["payload"])
             name, number = str(said["tool"]), int(said["version"])
@@ -438,13 +550,18 @@ class ToolRunner:
             raise not_ours from None
         version = await self.version(identity, name, number)
         author = await self.require_usable(version, identity)
-        if not (await self._seal()).holds(
+        seal = await self._seal()
+        if not seal.holds(
             kept.get("mac"),
             kept["payload"],
             approval_id=approval.approval_id,
             code_hash=version.code_hash,
             tenant_id=identity.tenant_id,
         ):
+            if seal is self._own_seal:
+                raise OperatorError(
+                    "the secret of the database is not known here, so no paused run can be checked"
+                )
             emit("tool_continuation_refused", approval_id=approval.approval_id, tool=name)
             raise not_ours
         owner = Identity.from_json(said["identity"])
@@ -518,6 +635,39 @@ class ToolRunner:
         if result.ok and spec is not None and spec.untrusted:
             progress.read_untrusted = True
         return answer_of(result)
+
+
+def _told(
+    name: str,
+    version: int,
+    *,
+    ok: bool,
+    value: Any,
+    error: str | None,
+    log_id: str | None,
+    read_untrusted: bool,
+    printed: str = "",
+) -> ToolRun:
+    """A run that has ended."""
+    return ToolRun(
+        status="succeeded" if ok else "failed",
+        tool=name,
+        version=version,
+        value=value,
+        text=fenced(name, value) if ok else f"{name} failed.\n{fenced(name, {'error': error})}",
+        error=error,
+        log_id=log_id,
+        printed=printed,
+        read_untrusted=read_untrusted,
+    )
+
+
+def _tool_of(payload: Any) -> str:
+    """The tool that a paused run says it is of."""
+    try:
+        return str(json.loads(payload)["tool"])[:200] or "paused run"
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return "paused run"
 
 
 def host_functions(registry: ToolRegistry) -> list[HostFunction]:

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from agent.approval.graph_resume import LoopbackResumer
 from agent.approval.human_approval import HumanApprovalQueue, human_approval_queue
-from agent.approval.keeper import ApprovalKeeper
+from agent.approval.keeper import ApprovalKeeper, ToolResumeOrder
 from agent.approval.slack import SlackChannel, SlackSocket, slack_channel
 from agent.approval.telegram import telegram_channel
 from agent.database.opening import EmbeddedDatabase
@@ -63,7 +63,11 @@ async def keeping_approvals(queue: HumanApprovalQueue) -> AsyncIterator[None]:
         queue.describe_with(kind, safe_executor.schema_of)
     slack = slack_channel(queue)
     channels = [channel for channel in (slack, telegram_channel(queue)) if channel is not None]
-    keeper = ApprovalKeeper(queue, channels, LoopbackResumer())
+
+    async def resume_tool(order: ToolResumeOrder) -> None:
+        await safe_executor.library.resume(order.approval_id, order.identity, wait_seconds=0)
+
+    keeper = ApprovalKeeper(queue, channels, LoopbackResumer(), resume_tool=resume_tool)
     socket = _SocketHolder(queue, slack) if slack is not None and queue.settings.slack_app_token else None
     await keeper.start()
     # No statement runs under a login with rights too many; an operator should hear of it before an agent does.
