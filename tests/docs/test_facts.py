@@ -190,6 +190,7 @@ def test_every_storage_function_is_documented_with_its_arguments_under_who_may_c
             ("For servers: approvals", False),
             ("For servers: executions", False),
             ("For servers: tools of agents", False),
+            ("For servers: discovery", False),
             ("For servers: clocks", False),
             ("For servers: alerts", False),
             ("For servers: the application's data", False),

@@ -38,6 +38,8 @@ TENANT_TABLES = (
     "agent_execution_result",
     "agent_tool",
     "agent_app_pattern",
+    "agent_app",
+    "agent_app_object",
     "agent_tick",
     "agent_clock",
     "agent_alert",

@@ -98,6 +98,8 @@ FOR_SERVERS: dict[str, dict[str, Any]] = {
     "save_app_patterns": {"the_app": "default", "patterns": [{"table": "public.t", "document": {}}]},
     "read_app_patterns": {"the_app": "default"},
     "forget_app_patterns": {"the_app": "default", "kept_tables": []},
+    "save_app_structure": {"the_app": "default", "discovery": {"discovery_id": "d", "objects": []}},
+    "get_app_structure": {"the_app": "default"},
     "tick": {"the_clock": "c", "interval_seconds": 3600.0, "replica": "r"},
     "take_tick": {"the_clock": "c", "worker": "w", "lease_seconds": 60.0, "attempts_max": 5},
     "keep_tick": {"the_clock": "c", "slot": "2026-01-01T00:00:00Z", "attempt": 1, "lease_seconds": 60.0},
@@ -132,6 +134,7 @@ FOR_SERVERS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 WITHOUT_IDENTITY: dict[str, dict[str, Any]] = {
     "server_secret": {"purpose": "seal"},
+    "discover_app_structure": {"wanted": {}},
     "server_state": {"job_limit": 1000},
     "list_tenants": {"tenant_limit": 10},
     "expedite_learning": {"sessions": []},
@@ -491,6 +494,7 @@ async def test_with_no_identity_every_function_finds_nothing_or_refuses(
         "get_execution_result": None,
         "list_tools": [],
         "get_tool": None,
+        "get_app_structure": None,
         "list_alerts": [],
         "get_alert": None,
         "list_alert_silences": [],

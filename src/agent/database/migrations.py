@@ -127,6 +127,20 @@ def migration_names() -> frozenset[str]:
     return frozenset(_files(None))
 
 
+def body_of(function: str) -> str:
+    """The body of a storage function as the migrations have it, for a query that must also run in databases without it.
+
+    Raises:
+        MigrationError: there is no such function.
+    """
+    head = re.escape(f"CREATE FUNCTION public.{function}(")
+    for contents in reversed(_files(None).values()):
+        found = re.search(head + r".*?AS (\$\w*\$)(.*?)\1;", contents.decode(), re.DOTALL)
+        if found is not None:
+            return found[2]
+    raise MigrationError(f"the migration files have no function {function!r}; reinstall the package")
+
+
 def _files(directory: Path | None) -> dict[str, bytes]:
     """Name and contents, in order. Line ends are made alike, so that a checkout on Windows is not an edit."""
     if directory is None:

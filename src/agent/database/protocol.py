@@ -210,6 +210,7 @@ JSON_ARGUMENTS = frozenset(
         "learning",
         "learnings",
         "wanted",
+        "discovery",
         "limits",
         "embeddings",
         "sessions",
