@@ -114,11 +114,12 @@ class AutoDiscovery:
         return found
 
     async def _cached(self) -> AppStructure | None:
-        self._known, learned = await asyncio.gather(
+        known, learned = await asyncio.gather(
             load_known(self.database, self.settings, self._known),
             stored_patterns(self.settings, self.database, app_name(self.settings)),
         )
-        return as_structure(self._known, learned, self.settings)
+        self._known = known
+        return as_structure(known, learned, self.settings)
 
     async def _render(self, question: str, token_budget: int | None) -> str:
         structure = await self._cached()
