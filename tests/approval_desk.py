@@ -25,7 +25,7 @@ from agent.approval.telegram import TelegramChannel
 from agent.database import open_database
 from agent.identity import Identity
 from agent.portal import portal
-from agent.server import approval_routes, slack_routes, telegram_routes
+from agent.server import alert_routes, approval_routes, reviewer_pages, slack_routes, telegram_routes
 from agent.server.deliveries import finish
 from agent.testing.throwaway import ThrowawayDatabase
 from tests.chat_servers import (
@@ -283,9 +283,10 @@ async def open_desk(
         app = FastAPI()
         app.include_router(slack_routes.router)
         app.include_router(approval_routes.router)
-        app.dependency_overrides[approval_routes.approval_desk] = lambda: web
+        app.include_router(alert_routes.router)
+        app.dependency_overrides[reviewer_pages.approval_desk] = lambda: web
         app.include_router(telegram_routes.router)
-        web = approval_routes.ApprovalDesk(queue)
+        web = reviewer_pages.ApprovalDesk(queue)
         doors = (slack_routes.SlackDoor(queue, slack), telegram_routes.TelegramDoor(queue, telegram))
         app.dependency_overrides[slack_routes.slack_door] = lambda: doors[0]
         app.dependency_overrides[telegram_routes.telegram_door] = lambda: doors[1]

@@ -28,7 +28,8 @@ from agent.database import open_database
 from agent.events import Event, listening
 from agent.identity import Identity
 from agent.portal import portal
-from agent.server.approval_routes import ApprovalDesk, approval_desk, router
+from agent.server.approval_routes import router
+from agent.server.reviewer_pages import ApprovalDesk, approval_desk
 from agent.testing.throwaway import ThrowawayDatabase
 
 HOST = "http://reviews.test"
@@ -241,11 +242,15 @@ async def test_a_session_ends_with_the_token_it_was_begun_with(office: Office) -
         assert (await client.get("/approvals")).status_code == 401
 
 
+def _session_of(client: httpx.AsyncClient) -> str:
+    return str(client.cookies.get("agent_reviewer", path="/approvals"))
+
+
 async def test_a_session_that_was_tampered_with_is_none(office: Office) -> None:
     async with office.browser("ada") as client:
-        body, seal = client.cookies["agent_reviewer"].split(".")
+        body, seal = _session_of(client).split(".")
     async with office.browser("grace") as client:
-        other, _ = client.cookies["agent_reviewer"].split(".")
+        other, _ = _session_of(client).split(".")
     for cookie in (
         f"{other}.{seal}",
         f"{body}.{seal[:-1]}0x",

@@ -16,7 +16,7 @@ from agent.errors import ConfigurationError
 from agent.events import Event, listening
 from agent.identity import Identity
 from agent.server.app import app, keeping_approvals, lifespan
-from agent.server.approval_routes import approval_desk
+from agent.server.reviewer_pages import approval_desk
 from agent.settings import current_settings
 from agent.testing.throwaway import ThrowawayDatabase
 
@@ -97,4 +97,8 @@ def test_the_interface_for_programs_is_described_and_pages_are_not() -> None:
         "/approvals/{approval_id}.json",
         "/approvals/{approval_id}/allow",
         "/approvals/{approval_id}/decide",
+        "/alerts.json",
+        "/alerts/{alert_id}.json",
+        "/alerts/silence",
+        "/alerts/silences/{silence_id}/end",
     }

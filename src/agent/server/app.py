@@ -23,7 +23,14 @@ from agent.errors import LearningError
 from agent.events import emit, listening
 from agent.learning.machine import living_machines
 from agent.portal import portal
-from agent.server import approval_routes, health_routes, metrics_routes, slack_routes, telegram_routes
+from agent.server import (
+    alert_routes,
+    approval_routes,
+    health_routes,
+    metrics_routes,
+    slack_routes,
+    telegram_routes,
+)
 from agent.server.deliveries import finish
 from agent.server.house import house
 from agent.telemetry import exporting
@@ -132,5 +139,5 @@ class _SocketHolder:
 
 app = FastAPI(title="Learning layer", lifespan=lifespan)
 app.add_middleware(metrics_routes.MetricsBesideLangGraph)
-for _routes in (slack_routes, telegram_routes, approval_routes, health_routes, metrics_routes):
+for _routes in (slack_routes, telegram_routes, approval_routes, alert_routes, health_routes, metrics_routes):
     app.include_router(_routes.router)
