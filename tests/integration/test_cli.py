@@ -736,11 +736,68 @@ def test_the_doctor_finds_a_good_database_good(cli: Cli) -> None:
     found = findings(cli, exit_code=0)
     assert {name: finding["status"] for name, finding in found.items()} == {
         "settings": "ok", "database": "ok", "reachable": "ok", "vector": "ok", "migrated": "ok", "isolated": "ok",
-        "queue": "ok", "model": "note", "embeddings": "note", "spool": "ok",
+        "queue": "ok", "model": "note", "embeddings": "note", "spool": "ok", "policy": "note", "slack": "ok",
+        "telegram": "ok", "mail": "ok", "sandbox": found["sandbox"]["status"], "application": "ok", "background": "ok",
     }  # fmt: skip
+    assert found["sandbox"]["status"] == (
+        "ok" if "behind bubblewrap" in found["sandbox"]["message"] else "note"
+    )
     assert "because DATABASE_URL is set" in found["database"]["message"]
     assert "1 waiting" in found["queue"]["message"]
     assert "ok\treachable\t" in cli("doctor").stdout
+
+
+POLICY = """
+[[reviewer]]
+name = "ada"
+slack = "U1"
+[approval]
+destructive_votes = 1
+"""
+
+
+def test_the_doctor_says_what_is_missing_for_approvals_channels_and_mail(cli: Cli, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text(POLICY)
+    cli.set(LEARNING_POLICY_FILE=str(policy), SLACK_BOT_TOKEN="xoxb-1", LEARNING_MAIL_FROM="a@example.com")
+    found = findings(cli, exit_code=1)
+    assert {name: found[name]["status"] for name in ("policy", "slack", "telegram", "mail")} == {
+        "policy": "ok", "slack": "problem", "telegram": "ok", "mail": "problem",
+    }  # fmt: skip
+    assert "1 reviewer, 0 rules" in found["policy"]["message"]
+    assert found["slack"]["message"].endswith(
+        "missing: SLACK_SIGNING_SECRET or SLACK_APP_TOKEN, slack_channel in the policy file"
+    )
+    assert "LEARNING_SMTP_URL not set" in found["mail"]["message"]
+
+    policy.write_text(POLICY + 'slack_channel = "C1"\n')
+    cli.set(SLACK_APP_TOKEN="xapp-1", LEARNING_SMTP_URL="smtp://u:hidden@127.0.0.1:9")
+    found = findings(cli, exit_code=0)
+    assert (found["slack"]["status"], found["mail"]["status"]) == ("ok", "ok")
+
+    policy.write_text(POLICY.replace("destructive_votes = 1", 'slack_chanel = "C1"'))
+    found = findings(cli, exit_code=1)
+    assert "did you mean 'slack_channel'" in found["policy"]["message"]
+    policy.write_text("[approval]\nwrite_votes = 2\n")
+    found = findings(cli, exit_code=1)
+    assert "WRITE calls in tenant 'default' need 2 who approve, and 0 may" in found["policy"]["message"]
+
+
+def test_the_doctor_asks_the_applications_database_and_tells_of_learner_and_monitor(cli: Cli) -> None:
+    cli.set(
+        APP_DATABASE_URL="postgresql://shop:hidden@127.0.0.1:9/shop", LEARNING_LEARNER="false",
+        LEARNING_MONITOR_INTERVAL="600",
+    )  # fmt: skip
+    result = cli("doctor")
+    assert "hidden" not in result.output
+    found = findings(cli, exit_code=1)
+    assert found["application"]["status"] == "problem"
+    assert "127.0.0.1:9/shop cannot be reached" in found["application"]["message"]
+    assert found["background"]["message"].endswith(
+        "learner off (LEARNING_LEARNER=false); monitor on, every 10 minutes"
+    )
+    cli.set(APP_DATABASE_URL=os.environ["DATABASE_URL"])
+    assert "answers" in findings(cli, exit_code=0)["application"]["message"]
 
 
 def test_the_doctor_never_shows_a_secret(cli: Cli) -> None:

@@ -284,9 +284,7 @@ class HumanApprovalQueue:
             DatabaseUnavailable: the database was away when the time was over.
         """
         attributes = {telemetry.APPROVAL_ID: approval_id, telemetry.CONVERSATION_ID: identity.session_id}
-        with telemetry.span(
-            "await_approval", attributes, parent=telemetry.around(identity)
-        ) as waiting:
+        with telemetry.span("await_approval", attributes, parent=telemetry.around(identity)) as waiting:
             approval = await portal().run(
                 self._wait(approval_id, identity, time.monotonic() + _seconds(timeout))
             )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agent.commands.doctor_finding import Finding, Status
+from agent.commands.doctor_safety import safety_findings
 from agent.commands.options import JsonOption, settings
 from agent.commands.output import inert, is_terminal, one_line, say, say_json
 from agent.errors import AccessRefused, ConfigurationError, DatabaseUnavailable, LearningError, MigrationError
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from agent.database.supabase import SupabaseDatabase
     from agent.settings import Settings
 
-Status = Literal["ok", "note", "problem"]
-
 _KEYS = {
     "DATABASE_URL": "database_url",
     "SUPABASE_SERVICE_ROLE_KEY": "supabase_service_role_key",
@@ -31,18 +31,6 @@ _KEYS = {
 }
 _EPILOG = "Exit codes: 0 nothing has to be done, 1 something has to, 2 wrong usage."
 _WAIT_SECONDS = 30.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing that was looked at."""
-
-    name: str
-    status: Status
-    """`note`: works, and worth knowing; `problem`: something has to be done."""
-    message: str
-    what_to_do: str = ""
-    """Empty where nothing has to be done."""
 
 
 def doctor(
@@ -86,6 +74,8 @@ async def _findings(*, call_model: bool) -> AsyncIterator[Finding]:
     async for finding in _models(chosen, call_model=call_model):
         yield finding
     yield _spool(chosen)
+    async for finding in safety_findings(chosen):
+        yield finding
 
 
 def _settings(chosen: Settings) -> Finding:
@@ -217,20 +207,30 @@ async def _postgres(
 async def _logins(
     chosen: Settings, database: EmbeddedDatabase | PostgresDatabase, url: str
 ) -> Finding | None:
-    """The logins of agents' SQL; `None` where none were made."""
+    """The logins of agents' SQL; `None` where there need be none."""
     from agent.approval.policy_file import load_policy
     from agent.database.postgres import PostgresDatabase
     from agent.execution.sql_login_check import check_logins
 
     owner_url = None if isinstance(database, PostgresDatabase) else url
     try:
-        checked = await check_logins(chosen, load_policy(chosen.policy_file), owner_url=owner_url)
+        policy = load_policy(chosen.policy_file)
+        checked = await check_logins(chosen, policy, owner_url=owner_url)
     except LearningError as error:
         return Finding(
             name="sql logins", status="problem", message=str(error), what_to_do="Put the file right."
         )
     if not checked:
-        return None
+        if (
+            owner_url is not None or not policy.tables
+        ):  # those of the embedded server are made at their first use
+            return None
+        return Finding(
+            name="sql logins",
+            status="note",
+            message=f"there are none, so agents run no SQL, though the policy file lists {len(policy.tables)} tables",
+            what_to_do="Run `agent migrate --roles --tenant TENANT` for each tenant whose agents shall use SQL.",
+        )
     faults = [
         f"{one.login} (tenant {one.tenant_id!r}): {one.failure or '; '.join(one.too_many[:4])}"
         for one in checked
