@@ -8,7 +8,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from agent.commands import approvals, demo, doctor, init, log, memory, operations, runs, sql, telegram, tools
+from agent.commands import (
+    alerts,
+    approvals,
+    demo,
+    doctor,
+    init,
+    log,
+    memory,
+    operations,
+    runs,
+    sql,
+    telegram,
+    tools,
+)
 from agent.commands.options import EXIT_CODES
 from agent.commands.output import remark
 from agent.errors import CallerError, LearningError, NotFound
@@ -44,6 +57,7 @@ doctor.add_to(app)
 app.add_typer(memory.app, name="memory")
 app.add_typer(runs.app, name="runs")
 app.add_typer(approvals.app, name="approvals")
+app.add_typer(alerts.app, name="alerts")
 app.add_typer(log.app, name="log")
 app.add_typer(telegram.app, name="telegram")
 app.add_typer(tools.app, name="tools")

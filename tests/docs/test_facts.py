@@ -144,7 +144,8 @@ def test_the_command_lines_on_the_pages_are_commands_that_exist() -> None:
     seen = 0
     for place, line in shell_lines():
         found = re.search(
-            r"(?:^|[ /])agent ((?:approvals|log|memory|runs|sql|telegram|tools) [\w-]+|[a-z]+)\b(.*)", line
+            r"(?:^|[ /])agent ((?:alerts|approvals|log|memory|runs|sql|telegram|tools) [\w-]+|[a-z]+)\b(.*)",
+            line,
         )
         if found is None:
             continue

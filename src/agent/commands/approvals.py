@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agent.commands.options import EXIT_CODES, JsonOption, TenantOption, settings, tenant_identity
+from agent.commands.options import (
+    EXIT_CODES,
+    JsonOption,
+    TenantOption,
+    how_long,
+    only_id,
+    settings,
+    tenant_identity,
+)
 from agent.commands.output import (
     Column,
     is_terminal,
@@ -310,7 +317,7 @@ def resume(
             identity = tenant_identity(tenant)
             known = await queue.database.call("list_halts", identity)
             ids = [one["halt_id"] for one in known if one["resumed_at"] is None]
-            found = _only(ids, halt_id, "halt", identity, "agent approvals halts")
+            found = only_id(ids, halt_id, "halt", identity, "agent approvals halts")
             return bool(
                 await queue.database.call("resume_executions", identity, halt_id=found, resumed_by=who)
             )
@@ -388,7 +395,7 @@ def allow(
     from agent.approval.standing_rules import StandingRule, make_rule, no_rule_because
     from agent.errors import Refused
 
-    how_long = _how_long(lasts)
+    lifetime = how_long(lasts)
 
     async def read() -> tuple[Approval, Reviewer, str | None]:
         async with _opened_queue() as queue:
@@ -400,7 +407,7 @@ def allow(
         async with _opened_queue() as queue:
             return await make_rule(
                 queue, approval.approval_id, who, identity_tenant=tenant_identity(tenant).tenant_id,
-                max_rows=rows, max_uses=uses, lasts=how_long, args_hash=hash_.lower() if hash_ else None,
+                max_rows=rows, max_uses=uses, lasts=lifetime, args_hash=hash_.lower() if hash_ else None,
             )  # fmt: skip
 
     approval, who, why = asyncio.run(read())
@@ -423,14 +430,6 @@ def allow(
     remark(f"It ends with: agent approvals revoke {rule.rule_id}")
     if approval.is_open:
         remark("This call itself still waits for a decision.")
-
-
-def _how_long(written: str) -> timedelta:
-    found = re.fullmatch(r"([0-9]{1,5})([mhdw])", written.strip().lower())
-    if found is None:
-        raise typer.BadParameter(f"{written!r} is no time such as 30m, 12h, 7d or 2w", param_hint="'--for'")
-    unit = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}[found[2]]
-    return timedelta(**{unit: int(found[1])})
 
 
 @app.command(epilog=f"In a pipe: tab-separated lines without a heading. {EXIT_CODES}")
@@ -493,7 +492,7 @@ def revoke(
             who = reviewer_of(queue, reviewer)
             identity = tenant_identity(tenant)
             known = await list_rules(queue, identity)
-            found = _only(
+            found = only_id(
                 [rule["rule_id"] for rule in known], rule_id, "rule", identity, "agent approvals rules"
             )
             return await revoke_rule(queue, found, who, identity_tenant=identity.tenant_id)
@@ -529,26 +528,7 @@ async def _find(queue: HumanApprovalQueue, identity: Identity, approval_id: str)
     if re.fullmatch(r"[0-9a-f][0-9a-f-]*", wanted):
         known = await queue.database.call("list_approvals", identity, wanted={"begins": wanted, "limit": 9})
     ids = [row["approval_id"] for row in known]
-    return await queue.get(_only(ids, wanted, "approval", identity, "agent approvals list --all"), identity)
-
-
-def _only(ids: Sequence[str], begins: str, kind: str, identity: Identity, shown_by: str) -> str:
-    """The one id that begins so.
-
-    Raises:
-        NotFound: none does, or several do.
-    """
-    from agent.errors import NotFound
-
-    found = [one for one in ids if begins and one.startswith(begins.lower())]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise NotFound(
-            f"{len(found)} {kind}s begin with {begins!r}: {', '.join(found[:3])}{', …' if found[3:] else ''}. "
-            "Give more of the id"
-        )
-    raise NotFound(f"tenant {identity.tenant_id!r} has no {kind} {begins!r}. `{shown_by}` shows those it has")
+    return await queue.get(only_id(ids, wanted, "approval", identity, "agent approvals list --all"), identity)
 
 
 def _print_card(approval: Approval) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -84,3 +86,31 @@ def somebody(database: Database, tenant: str | None, user: str | None) -> Identi
     if identity is None:
         raise IdentityError("whose? Name a user with --user, or set LEARNING_DEFAULT_USER")
     return identity
+
+
+def how_long(written: str) -> timedelta:
+    """The time of an option `--for`, such as 30m, 12h, 7d or 2w."""
+    found = re.fullmatch(r"([0-9]{1,5})([mhdw])", written.strip().lower())
+    if found is None:
+        raise typer.BadParameter(f"{written!r} is no time such as 30m, 12h, 7d or 2w", param_hint="'--for'")
+    unit = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}[found[2]]
+    return timedelta(**{unit: int(found[1])})
+
+
+def only_id(ids: Sequence[str], begins: str, kind: str, identity: Identity, shown_by: str) -> str:
+    """The one id that begins so.
+
+    Raises:
+        NotFound: none does, or several do.
+    """
+    from agent.errors import NotFound
+
+    found = [one for one in ids if begins and one.startswith(begins.lower())]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise NotFound(
+            f"{len(found)} {kind}s begin with {begins!r}: {', '.join(found[:3])}{', …' if found[3:] else ''}. "
+            "Give more of the id"
+        )
+    raise NotFound(f"tenant {identity.tenant_id!r} has no {kind} {begins!r}. `{shown_by}` shows those it has")
