@@ -6,12 +6,15 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from langgraph_sdk import get_client
+from prometheus_client.parser import text_string_to_metric_families
 
 from agent import Identity, LearningMachine
 from agent.portal import portal
 from tests.acceptance.dev_servers import dev_server
+from tests.otlp_collector import Collector, collecting
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -48,9 +51,13 @@ async def ask_until_known(client: Any, graph: str, *, user: str, wanted: str) ->
 
 
 async def test_two_conversations_an_approval_and_a_team(data_dir: Path) -> None:
-    with dev_server(data_dir) as server:
-        async with get_client(url=server.url) as client:
-            paused_thread = await _converse(client)
+    with collecting() as collector:
+        traced = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "200"}
+        with dev_server(data_dir, traced) as server:
+            async with get_client(url=server.url) as client:
+                paused_thread = await _converse(client)
+            await _look_at_the_server(server.url)
+    _check_traces(collector, paused_thread)
 
     # Once the server has left, all that it was told is recorded.
     machine = LearningMachine(settings=server.settings)
@@ -65,6 +72,49 @@ async def test_two_conversations_an_approval_and_a_team(data_dir: Path) -> None:
     assert "BlockingError" not in log
     assert "recall_failed" not in log
     assert "Traceback" not in log
+
+
+async def _look_at_the_server(url: str) -> None:
+    """Probes and metrics, beside LangGraph's own routes."""
+    async with httpx.AsyncClient(base_url=url, timeout=10) as http:
+        assert (await http.get("/ok")).json()["ok"] is True
+        assert (await http.get("/healthz")).json() == {"alive": True}
+        ready = await http.get("/readyz")
+        assert (ready.status_code, ready.json()["ready"]) == (200, True), ready.text
+        assert {"database", "learner"} <= ready.json()["checks"].keys()
+        for path, theirs in (("/learning/metrics", False), ("/metrics", True)):
+            text = (await http.get(path)).text
+            families = {family.name: family for family in text_string_to_metric_families(text)}
+            recorded = {
+                sample.labels["status"]: sample.value
+                for sample in families["agent_runs_recorded"].samples
+                if sample.name.endswith("_total")
+            }
+            assert recorded["completed"] > 1
+            assert families["agent_database_up"].samples[0].value == 1
+            assert families["agent_clock_replicas"].samples
+            assert any(not name.startswith("agent_") for name in families) is theirs
+        assert "queue" in (await http.get("/metrics?format=json")).json()
+
+
+def _check_traces(collector: Collector, paused_thread: str) -> None:
+    spans = collector.spans()
+
+    def value(span: Any, name: str) -> str:
+        return next((item.value.string_value for item in span.attributes if item.key == name), "")
+
+    paused = [
+        span
+        for span in spans
+        if span.name.startswith("invoke_agent") and value(span, "gen_ai.conversation.id") == paused_thread
+    ]
+    assert [value(span, "learning.run.status") for span in paused][-1:] == ["completed"]
+    assert len({span.trace_id for span in paused}) == 1
+    assert paused[0].parent_span_id, "it hangs under the span of LangGraph's worker"
+    names = {span.name for span in spans}
+    assert {"retrieval agent_memory", "learn_session", "tick learner"} <= names
+    assert collector.services() == {"langchain-learning-machine"}
+    assert not any(text in str(spans) for text in (TOLD, "ada@example.com"))
 
 
 async def _converse(client: Any) -> str:

@@ -6,9 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command
 from opentelemetry import trace
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -37,6 +34,7 @@ from agent.testing import ScriptedChat, tool_call
 from agent.testing.throwaway import ThrowawayDatabase
 from tests.integration.agents import ASYNC_AND_SYNC, all_recorded, as_user, call, machine_on, said
 from tests.integration.safe_agents import Deeds, approvals, decide, executors_on, pauses
+from tests.otlp_collector import Collector, collecting
 
 colours = pytest.mark.parametrize("colour", ASYNC_AND_SYNC)
 SECRET = "my cat is called Xanthippe"
@@ -315,49 +313,10 @@ def test_opentelemetrys_variables_say_whether_there_is_an_exporter(
 # --- the exporter -----------------------------------------------------------------------------------------------
 
 
-class Collector(ThreadingHTTPServer):
-    """Takes what an OTLP exporter sends, as its protocol has it."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.requests: list[ExportTraceServiceRequest] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.headers.get("Content-Encoding") == "gzip":
-            import gzip
-
-            body = gzip.decompress(body)
-        assert self.path == "/v1/traces"
-        assert isinstance(self.server, Collector)
-        self.server.requests.append(ExportTraceServiceRequest.FromString(body))
-        self.send_response(200)
-        self.send_header("Content-Type", "application/x-protobuf")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *details: Any) -> None:
-        """Nothing."""
-
-
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    with Collector() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with collecting() as running:
+        yield running
 
 
 _PROGRAM = """
@@ -400,25 +359,15 @@ def run_program(tmp_path: Path, **variables: str) -> list[Any]:
 def test_spans_go_to_the_endpoint_of_the_variables(collector: Collector, tmp_path: Path) -> None:
     given = run_program(tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
     assert given == [True, True, "TracerProvider"]
-    found = [
-        (span, resource.resource)
-        for request in collector.requests
-        for resource in request.resource_spans
-        for scope in resource.scope_spans
-        for span in scope.spans
-    ]
-    assert [span.name for span, _ in found] == ["first", "second"]
-    service = {item.key: item.value.string_value for item in found[0][1].attributes}["service.name"]
-    assert service == "langchain-learning-machine"
-    assert {item.key: item.value.string_value for item in found[0][0].attributes} == {"gen_ai.tool.name": "x"}
+    found = collector.spans()
+    assert [span.name for span in found] == ["first", "second"]
+    assert collector.services() == {"langchain-learning-machine"}
+    assert {item.key: item.value.string_value for item in found[0].attributes} == {"gen_ai.tool.name": "x"}
 
 
 def test_the_name_of_the_service_is_opentelemetrys_to_say(collector: Collector, tmp_path: Path) -> None:
     run_program(tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, OTEL_SERVICE_NAME="shop")
-    [resource, *_] = [item for request in collector.requests for item in request.resource_spans]
-    assert {item.key: item.value.string_value for item in resource.resource.attributes}[
-        "service.name"
-    ] == "shop"
+    assert collector.services() == {"shop"}
 
 
 def test_without_an_endpoint_no_provider_is_made(tmp_path: Path) -> None:

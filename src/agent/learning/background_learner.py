@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
+from agent import telemetry
 from agent.clock import Clock, HandedBack, Tick
 from agent.errors import ConfigurationError, DatabaseUnavailable, LearningError
 from agent.events import emit
@@ -258,7 +259,7 @@ class _Cycle:
             since=datetime.fromisoformat(begun["since"]) if begun["since"] else None,
         )
         self._progress(step.name, "begins")
-        running = asyncio.ensure_future(_awaited(step.run(context)))
+        running = asyncio.ensure_future(_traced(step.name, step.run(context)))
         keeping = asyncio.create_task(self._keep(step, attempt, running))
         try:
             async with asyncio.timeout(step.time_limit.total_seconds()):
@@ -343,8 +344,9 @@ class _Cycle:
         )
 
 
-async def _awaited(work: Awaitable[Any]) -> Any:
-    return await work
+async def _traced(name: str, work: Awaitable[Any]) -> Any:
+    with telemetry.span(f"learner_step {name}", {"learning.step": name}):
+        return await work
 
 
 background_learner: Final = BackgroundLearner()

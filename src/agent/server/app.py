@@ -1,8 +1,8 @@
 """The FastAPI application that `langgraph.json` mounts: the routes of approvals, on the web and for chats, and those of
 probes and metrics.
 
-Its lifespan runs the workers of this process's graphs and the keeper of approvals, and sends traces where
-OpenTelemetry's variables say where to.
+Its lifespan runs the workers of this process's graphs, the keeper of approvals and the background learner, and sends
+traces where OpenTelemetry's variables say where to.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
@@ -18,6 +19,7 @@ from agent.approval.human_approval import HumanApprovalQueue, human_approval_que
 from agent.approval.keeper import ApprovalKeeper, ToolResumeOrder
 from agent.approval.slack import SlackChannel, SlackSocket, slack_channel
 from agent.approval.telegram import telegram_channel
+from agent.clock import Clock
 from agent.database.opening import EmbeddedDatabase
 from agent.errors import LearningError
 from agent.events import emit, listening
@@ -32,15 +34,19 @@ from agent.server import (
     telegram_routes,
 )
 from agent.server.deliveries import finish
-from agent.server.house import house
+from agent.server.house import House, house
 from agent.telemetry import exporting
+
+if TYPE_CHECKING:
+    from agent.database import Database
 
 _SOCKET_RETRY_SECONDS = 30.0
 
 
 @asynccontextmanager
 async def lifespan(application: FastAPI) -> AsyncIterator[None]:
-    """Start a worker for each machine that the graphs made and the keeper of approvals, and stop them in order.
+    """Start a worker for each machine that the graphs made, the keeper of approvals and the clocks, and stop them in
+    order.
 
     What was left to learn when the server stopped last is learned without waiting for a new run, and what was decided
     meanwhile is resumed.
@@ -56,6 +62,23 @@ async def lifespan(application: FastAPI) -> AsyncIterator[None]:
             running.push_async_callback(machine.aclose)
             await machine.start_worker()
         await running.enter_async_context(keeping_approvals(human_approval_queue))
+        await running.enter_async_context(keeping_time(here, human_approval_queue.database))
+        yield
+
+
+@asynccontextmanager
+async def keeping_time(here: House, database: Database) -> AsyncIterator[None]:
+    """Run the learner, unless the settings switch it off. A database that is away is waited for."""
+    from agent.learning.background_learner import BackgroundLearner
+
+    settings = here.settings
+    learner = BackgroundLearner(settings=settings, database=database) if settings.learner else None
+    here.clocks["learner"] = learner.clock if learner is not None else None
+    async with AsyncExitStack() as running:
+        for clock in here.clocks.values():
+            if isinstance(clock, Clock):
+                await clock.start()
+                running.push_async_callback(clock.stop)
         yield
 
 

@@ -50,6 +50,8 @@ class ServerMetrics:
         self._requested = counter("agent_approvals_requested", "Requests for approval.", "risk", "state")
         self._decided = counter("agent_approvals_decided", "Votes that counted.", "verdict")
         self._learned = counter("agent_runs_learned", "Runs that were learned from.")
+        self._cycles = counter("agent_learner_cycles", "Cycles of the background learner that ended here.")
+        self._steps = counter("agent_learner_steps", "Steps of the background learner.", "step", "state")
         self._learning_failed = counter("agent_learning_failures", "Sessions whose learning failed for good.")
 
     def count(self, event: Event) -> None:
@@ -78,6 +80,12 @@ class ServerMetrics:
                 self._decided.labels(_label(facts["verdict"])).inc()
             case "session_learned":
                 self._learned.inc(facts["runs"])
+            case "learning_cycle_done":
+                self._cycles.inc()
+            case "learning_step_done":
+                self._steps.labels(_label(facts["step"]), "done").inc()
+            case "learning_step_failed":
+                self._steps.labels(_label(facts["step"]), "failed").inc()
             case "learning_failed":
                 self._learning_failed.inc()
             case _:
