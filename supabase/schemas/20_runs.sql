@@ -284,7 +284,9 @@ BEGIN
                 tool_errors = (SELECT coalesce(jsonb_agg(DISTINCT e), '[]') FROM jsonb_array_elements(
                     r.tool_errors || coalesce(run -> 'tool_errors', '[]')) AS e),
                 error = run ->> 'error',
-                facts = r.facts || coalesce(run -> 'facts', '{}'),
+                -- Its time holds a wait for a person then.
+                facts = r.facts || coalesce(run -> 'facts', '{}')
+                    || CASE status_before WHEN 'interrupted' THEN '{"paused": true}' ELSE '{}' END::jsonb,
                 finished_at = coalesce((run ->> 'finished_at')::timestamptz, now())
             WHERE r.tenant_id = tenant AND r.run_id = run ->> 'run_id';
             recorded := status_before <> run ->> 'status';

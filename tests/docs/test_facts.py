@@ -196,6 +196,7 @@ def test_every_storage_function_is_documented_with_its_arguments_under_who_may_c
             ("For servers: alerts", False),
             ("For servers: the application's data", False),
             ("For servers: the background learner", False),
+            ("For servers: monitor", False),
             ("For the login that writes", False),
         )
         for name, arguments, _ in rows(section(text, heading))

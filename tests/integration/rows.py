@@ -47,6 +47,9 @@ TENANT_TABLES = (
     "agent_alert_delivery",
     "agent_alert_silence",
     "learning_analytics",
+    "agent_reading",
+    "agent_sighting",
+    "agent_monitor_mark",
 )
 
 

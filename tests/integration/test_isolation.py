@@ -131,6 +131,7 @@ FOR_SERVERS: dict[str, dict[str, Any]] = {
     "order_waiting_learning": {"older_than_seconds": 0.0, "session_limit": 10},
     "curate_memories": {"limits": {}, "row_limit": 10},
     "forget_ticks": {"keep_seconds": 0.0, "row_limit": 10},
+    "record_outcomes": {"the_run_id": "r1", "outcomes": [{"kind": "resolution", "succeeded": True}]},
 }  # fmt: skip
 WITHOUT_IDENTITY: dict[str, dict[str, Any]] = {
     "server_secret": {"purpose": "seal"},
@@ -167,6 +168,12 @@ WITHOUT_IDENTITY: dict[str, dict[str, Any]] = {
         "to_column": "name",
         "row_limit": 5,
     },
+    "refresh_readings": {"target_ms": 10_000.0},
+    "monitor_readings": {"recent_hours": 12, "history_days": 14, "series_limit": 10},
+    "monitor_state": {"paused_seconds": 60.0},
+    "monitor_security": {},
+    "unscanned_texts": {"run_limit": 10},
+    "record_sightings": {"sightings": [], "scanned_until": None},
 }
 ALL = FOR_USERS | FOR_SERVERS | WITHOUT_IDENTITY
 ADA = Identity(user_id="ada", session_id="s1", agent_id="a1")

@@ -34,6 +34,7 @@ _BRIDGES = {
     "reorder_learning",
     "rescue_jobs",
     "retry_failed_jobs",
+    "watched_server",
 }
 # What reads the application's tables does so with the rights of who calls.
 _WITH_OWN_RIGHTS = {"discover_app_structure", "match_app_values", "sample_app_table"}

@@ -226,6 +226,8 @@ JSON_ARGUMENTS = frozenset(
         "findings",
         "silence",
         "patterns",
+        "outcomes",
+        "sightings",
     }
 )
 # Arguments whose type Postgres does not find out from text.

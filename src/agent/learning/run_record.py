@@ -280,6 +280,31 @@ def tool_errors_of(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]
     ]
 
 
+def usage_of(messages: Iterable[BaseMessage]) -> dict[str, Any]:
+    """What the model calls of these messages took, as their providers counted it; empty where none did.
+
+    `{model_calls, input_tokens, output_tokens, total_tokens, tools}`; `tools` has by tool the tokens of the model calls
+    that called it, divided among the calls of one message.
+    """
+    counted = [message for message in messages if isinstance(message, AIMessage) and message.usage_metadata]
+    if not counted:
+        return {}
+    tools: dict[str, float] = {}
+    sums = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+    for message in counted:
+        usage: Mapping[str, Any] = message.usage_metadata or {}
+        for name in sums:
+            sums[name] += int(usage.get(name) or 0)
+        for call in message.tool_calls:
+            share = int(usage.get("total_tokens") or 0) / len(message.tool_calls)
+            tools[call["name"]] = tools.get(call["name"], 0) + share
+    return {
+        "model_calls": len(counted),
+        **sums,
+        "tools": {name: round(tokens) for name, tokens in tools.items()},
+    }
+
+
 _SECRETS = re.compile(
     r"""(?ix)
     ((?:password|passwd|secret|token|api[-_]?key|authorization)["']?\s*[=:]\s*)
@@ -308,18 +333,21 @@ def run_as_json(
 ) -> dict[str, Any]:
     """The argument of `record_run`."""
     plain: dict[str, dict[str, Any]] = {}
+    messages = list(messages)
     for message in _recordable(messages):
         item = message_as_json(message, run.said)
         if message.id is None and item["message_id"] in plain:  # the same words once more
             item["message_id"] += f"-{len(plain)}"
         plain[item["message_id"]] = item
     recorded = list(plain.values())
+    usage = usage_of(messages)
     return {
         "run_id": run.run_id,
         "status": status,
         "messages": recorded,
         "tool_errors": tool_errors_of(recorded),
         "error": None if error is None else describe_error(error),
+        "facts": {"usage": usage} if usage else {},
         "exposures": [dict(item) for item in run.exposures],
         "started_at": run.started_at,
         "finished_at": now(),

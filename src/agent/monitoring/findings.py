@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, get_args
@@ -52,3 +53,13 @@ class Finding:
             )
         if self.since.tzinfo is None:
             raise ConfigurationError(f"since={self.since!r} of finding {self.cause!r} has no time zone")
+
+
+def cause_of(check: str, /, **parts: str) -> str:
+    """The stable key of a finding: `check:name=value,…`, without empty values; what is too long ends in its hash."""
+    named = ",".join(f"{name}={value}" for name, value in parts.items() if value)
+    cause = f"{check}:{named}" if named else check
+    if len(cause) <= LONGEST_CAUSE:
+        return cause
+    digits = hashlib.sha256(cause.encode()).hexdigest()[:16]
+    return f"{cause[: LONGEST_CAUSE - 17]}#{digits}"
