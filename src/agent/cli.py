@@ -16,6 +16,7 @@ from agent.commands import (
     init,
     log,
     memory,
+    monitor,
     operations,
     runs,
     sql,
@@ -62,6 +63,7 @@ app.add_typer(log.app, name="log")
 app.add_typer(telegram.app, name="telegram")
 app.add_typer(tools.app, name="tools")
 app.add_typer(sql.app, name="sql")
+app.add_typer(monitor.app, name="monitor")
 
 
 def _show_version(wanted: bool) -> None:

@@ -1818,10 +1818,10 @@ BEGIN
 END
 $$;
 
--- What bears on safety: refused and forbidden actions by who tried them in the last hour beside the fourteen days before, votes
--- of the last fourteen days (the newest 5,000), and memories that came into quarantine in the last day. Who tried is a number that
+-- What bears on safety: refused and forbidden actions by who tried them in the last hour beside history_days before, votes
+-- of the same days (the newest 5,000), and memories that came into quarantine in the last day. Who tried is a number that
 -- says nothing; the log has the name. Leans on agent_execution_log_of_all, approval_vote_by_time and agent_memory_quarantined.
-CREATE FUNCTION public.monitor_security()
+CREATE FUNCTION public.monitor_security(history_days integer DEFAULT 14)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -1845,14 +1845,14 @@ BEGIN
                          (array_agg(l.log_id ORDER BY l.log_id DESC)
                              FILTER (WHERE l.at >= this_moment - interval '1 hour' AND (l.state = 'refused' OR l.risk = 'FORBIDDEN')))[1:20] AS log_ids
                   FROM public.agent_execution_log l
-                  WHERE l.at >= this_moment - interval '14 days'
+                  WHERE l.at >= this_moment - make_interval(days => history_days)
                   GROUP BY l.tenant_id, l.agent_id, l.user_id
                   HAVING bool_or(l.at >= this_moment - interval '1 hour' AND (l.state = 'refused' OR l.risk = 'FORBIDDEN'))) AS x),
         'votes', (SELECT coalesce(jsonb_agg(to_jsonb(x) ORDER BY x.at), '[]')
             FROM (SELECT v.tenant_id, v.voter, v.verdict, v.channel, v.at, v.approval_id, q.batch_id, q.risk,
                          v.voter = q.requested_by AS is_own, extract(epoch FROM v.at - q.requested_at) AS waited_seconds
                   FROM public.approval_vote v JOIN public.human_approval_queue q ON q.approval_id = v.approval_id
-                  WHERE v.at >= this_moment - interval '14 days'
+                  WHERE v.at >= this_moment - make_interval(days => history_days)
                   ORDER BY v.at DESC LIMIT 5000) AS x),
         'quarantined', (SELECT coalesce(jsonb_agg(to_jsonb(x) ORDER BY x.tenant_id), '[]')
             FROM (SELECT m.tenant_id, count(*) AS memories, min(m.recorded_at) AS since,
@@ -1986,7 +1986,7 @@ SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.refresh_readings(double precision)',
     'public.monitor_readings(integer, integer, integer)',
     'public.monitor_state(double precision)',
-    'public.monitor_security()',
+    'public.monitor_security(integer)',
     'public.unscanned_texts(integer)',
     'public.record_sightings(jsonb, text)',
     'public.record_outcomes(jsonb, text, jsonb)']::regprocedure[]) AS f;

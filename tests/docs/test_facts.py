@@ -91,6 +91,8 @@ def commands() -> dict[str, click.Command]:
         if hasattr(command, "commands"):
             for part, inner in command.commands.items():
                 yield from walk(f"{name} {part}", inner)
+            if command.invoke_without_command:  # a group that does something by itself
+                yield name, command
         else:
             yield name, command
 
@@ -145,6 +147,7 @@ def test_the_command_lines_on_the_pages_are_commands_that_exist() -> None:
     for place, line in shell_lines():
         found = re.search(
             r"(?:^|[ /])agent ((?:alerts|approvals|log|memory|runs|sql|telegram|tools) [\w-]+|[a-z]+)\b(.*)",
+            r"(?:^|[ /])agent ((?:approvals|log|memory|monitor|runs|sql|telegram|tools) \w[\w-]*|[a-z]+)\b(.*)",
             line,
         )
         if found is None:

@@ -171,7 +171,7 @@ WITHOUT_IDENTITY: dict[str, dict[str, Any]] = {
     "refresh_readings": {"target_ms": 10_000.0},
     "monitor_readings": {"recent_hours": 12, "history_days": 14, "series_limit": 10},
     "monitor_state": {"paused_seconds": 60.0},
-    "monitor_security": {},
+    "monitor_security": {"history_days": 14},
     "unscanned_texts": {"run_limit": 10},
     "record_sightings": {"sightings": [], "scanned_until": None},
 }
@@ -1024,8 +1024,10 @@ def _existing(connection: psycopg.Connection[Any]) -> dict[str, dict[str, Any]]:
     the_id = approval["approval_id"]
     paused = ask()["approval_id"]
     _call(connection, "save_continuation", ADA, the_approval_id=paused, payload="p", mac="m")
+    _call(connection, "record_run", ADA, run=a_run(run_id="judged"))
     return {
         "finish_continuation": {"the_approval_id": paused, "the_key": "k", "entry": refused},
+        "record_outcomes": {"the_run_id": "judged", "outcomes": [{"kind": "k"}]},
         "close_approval": {"the_approval_id": the_id, "the_state": "cancelled", "closed_by": "eve"},
         "attach_interrupt": {"batch_id": approval["batch_id"], "interrupt": {}},
         "save_standing_rule": {"rule": rule},

@@ -681,7 +681,7 @@ async def test_an_interrupted_run_is_completed_later_with_the_messages_of_both(
     run = await database.call("get_run", ADA, the_run_id="r1")
     assert [m["content"] for m in run["messages"]] == ["one", "two, known better", "three"]
     assert {e["tool_call_id"] for e in run["tool_errors"]} == {"c1", "c2"}
-    assert run["facts"] == {"a": 1, "b": 2}
+    assert run["facts"] == {"a": 1, "b": 2, "paused": True}
     assert counts(learning_database.url)["procrastinate_jobs"] == 1
     assert [r["run_id"] for r in (await database.call("pending_learning", ADA))["runs"]] == ["r1"]
 

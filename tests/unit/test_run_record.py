@@ -397,3 +397,26 @@ def test_a_run_has_what_the_storage_function_takes() -> None:
     }
     assert datetime.fromisoformat(run["finished_at"]).tzinfo is not None
     assert message_as_json(HumanMessage("Hi"))["message_id"]
+
+
+def test_a_run_tells_the_tokens_of_its_model_calls_and_of_the_tools_they_called() -> None:
+    def answer(total: int, *tools: str) -> AIMessage:
+        return AIMessage(
+            "",
+            usage_metadata={"input_tokens": total - 1, "output_tokens": 1, "total_tokens": total},
+            tool_calls=[{"id": f"{total}{tool}", "name": tool, "args": {}} for tool in tools],
+        )
+
+    recorded = run_as_json(
+        open_run(),
+        "completed",
+        [HumanMessage("hi"), answer(100, "search", "order"), answer(40, "order"), AIMessage("ok")],
+    )
+
+    assert recorded["facts"]["usage"] == {
+        "model_calls": 2,
+        "input_tokens": 138,
+        "output_tokens": 2,
+        "total_tokens": 140,
+        "tools": {"search": 50, "order": 90},
+    }

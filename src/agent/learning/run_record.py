@@ -347,8 +347,7 @@ def run_as_json(
         "messages": recorded,
         "tool_errors": tool_errors_of(recorded),
         "error": None if error is None else describe_error(error),
-        "facts": {"usage": usage} if usage else {},
         "exposures": [dict(item) for item in run.exposures],
         "started_at": run.started_at,
         "finished_at": now(),
-    }
+    } | ({"facts": {"usage": usage}} if usage else {})

@@ -36,7 +36,9 @@ class Look:
 
     async def security(self) -> dict[str, Any]:
         """What bears on safety, as `monitor_security` tells it."""
-        found: dict[str, Any] = await self._once("security", lambda: self.database.call("monitor_security"))
+        found: dict[str, Any] = await self._once(
+            "security", lambda: self.database.call("monitor_security", history_days=14)
+        )
         return found
 
     async def once(self, name: str, read: Callable[[], Awaitable[Any]]) -> Any:

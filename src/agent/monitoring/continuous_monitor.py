@@ -19,8 +19,9 @@ from agent.monitoring import (
     checks_performance,
     checks_security,
 )
+from agent.monitoring.alerts import Alerts
 from agent.monitoring.checks import Check, Look
-from agent.monitoring.findings import Finding, cause_of
+from agent.monitoring.findings import SEVERITIES, Finding, cause_of
 from agent.portal import portal
 from agent.settings import current_settings
 
@@ -62,12 +63,18 @@ class MonitorReport:
     checks: tuple[CheckReport, ...]
     findings: tuple[Finding, ...]
     """The gravest first."""
+    notices: int
+    """How many things there were to tell: alerts raised, worsened, reminded of, resolved."""
+    sent: int
+    """How many notices went to a sink, earlier ones among them."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
             "at": self.at.isoformat(),
             "checks": [asdict(check) for check in self.checks],
+            "notices": self.notices,
+            "sent": self.sent,
             "findings": [asdict(one) | {"since": one.since.isoformat()} for one in self.findings],
         }
 
@@ -82,6 +89,7 @@ class ContinuousMonitor:
         settings: instead of those of the environment.
         database: instead of the one that the settings name.
         checks: instead of all.
+        alerts: instead of alerts to the sinks that the settings name.
 
     Raises:
         ConfigurationError: the interval is not more than 0.
@@ -94,6 +102,7 @@ class ContinuousMonitor:
         settings: Settings | None = None,
         database: Database | None = None,
         checks: Sequence[Check] = CHECKS,
+        alerts: Alerts | None = None,
     ) -> None:
         if interval_minutes is not None and not interval_minutes > 0:
             raise ConfigurationError(f"interval_minutes={interval_minutes!r} must be more than 0")
@@ -101,6 +110,7 @@ class ContinuousMonitor:
         self._given_settings = settings
         self._given_database = database
         self._checks = tuple(checks)
+        self._alerts = alerts
         self._clock: Clock | None = None
 
     @property
@@ -146,11 +156,12 @@ class ContinuousMonitor:
             await clock.stop()
 
     async def run_once(self) -> MonitorReport:
-        """Look at everything now, whatever the clock says.
+        """Look at everything now, whatever the clock says, and raise, keep and resolve alerts.
 
-        A check that fails is a finding and an event; the others go on.
+        A check that fails is a finding and an event; the others go on, and alerts of its own stay as they are.
 
         Raises:
+            ConfigurationError: the settings name a sink and not what it needs.
             DatabaseUnavailable: there is nothing to look at.
         """
         return await portal().run(self._look())
@@ -160,6 +171,8 @@ class ContinuousMonitor:
 
     async def _look(self) -> MonitorReport:
         began = time.monotonic()
+        if self._alerts is None:
+            self._alerts = Alerts(self.settings, self.database)
         look = Look(database=self.database, settings=self.settings, budget=_CHECK_BUDGET)
         try:
             async with asyncio.timeout(_CHECK_BUDGET.total_seconds()):
@@ -171,17 +184,22 @@ class ContinuousMonitor:
             await look.aclose()
         reports = [report for report, _ in results]
         findings = [finding for _, found in results for finding in found]
-        order = ("critical", "warning", "info")
+        findings.sort(key=lambda one: (-SEVERITIES.index(one.severity), one.cause))
+        looked = {OWN_CHECK, *(one.name for one in reports if one.error is None)}
+        notices = await self._alerts.report(findings, looked)
         report = MonitorReport(
             at=datetime.fromisoformat(state["now"]).astimezone(UTC),
             checks=tuple(reports),
-            findings=tuple(sorted(findings, key=lambda one: (order.index(one.severity), one.cause))),
+            findings=tuple(findings),
+            notices=len(notices),
+            sent=await self._alerts.deliver(),
         )
         emit(
             "monitor_looked",
             checks=len(reports),
             failed=[one.name for one in reports if one.error is not None],
             findings=len(findings),
+            notices=report.notices,
             seconds=round(time.monotonic() - began, 3),
         )
         return report
