@@ -714,9 +714,10 @@ $$;
 
 -- How many values of a column there are in some rows, how many different ones, and how many of them another column has:
 -- {sampled, distinct, matched}. With the rights of the caller; it changes nothing. The other column needs a unique index.
+-- percent: the share of the blocks that the rows are taken from; NULL: the first rows.
 -- Names are quoted as identifiers and must be those of relations and of their columns.
 CREATE FUNCTION public.match_app_values(from_schema text, from_table text, from_column text, to_schema text, to_table text,
-                                        to_column text, row_limit integer)
+                                        to_column text, row_limit integer, percent double precision DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql STABLE SECURITY INVOKER
 SET search_path = pg_catalog, pg_temp
@@ -737,8 +738,9 @@ BEGIN
     EXECUTE format(
         'SELECT jsonb_build_object(''sampled'', count(*), ''distinct'', count(DISTINCT v.value), '
         '''matched'', count(*) FILTER (WHERE EXISTS (SELECT FROM %1$I.%2$I AS t WHERE t.%3$I = v.value OFFSET 0))) '
-        'FROM (SELECT %4$I AS value FROM %5$I.%6$I LIMIT %7$s) AS v WHERE v.value IS NOT NULL',
-        to_schema, to_table, to_column, from_column, from_schema, from_table, least(greatest(row_limit, 1), 1000)) INTO found;
+        'FROM (SELECT %4$I AS value FROM %5$I.%6$I%8$s LIMIT %7$s) AS v WHERE v.value IS NOT NULL',
+        to_schema, to_table, to_column, from_column, from_schema, from_table, least(greatest(row_limit, 1), 1000),
+        CASE WHEN percent IS NOT NULL THEN format(' TABLESAMPLE SYSTEM (%s)', least(percent, 100)) END) INTO found;
     RETURN found;
 END
 $$;
@@ -748,7 +750,7 @@ SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.read_app_patterns(jsonb, text, text[], boolean)',
     'public.forget_app_patterns(jsonb, text, text[])',
     'public.sample_app_table(text, text, text[], text[], integer, double precision, integer, text, text, integer)',
-    'public.match_app_values(text, text, text, text, text, text, integer)']::regprocedure[]) AS f;
+    'public.match_app_values(text, text, text, text, text, text, integer, double precision)']::regprocedure[]) AS f;
 
 -- ---- schemas/92_learner.sql
 

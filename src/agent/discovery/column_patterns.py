@@ -22,6 +22,7 @@ _INSPECTED = 100  # different values of a column with many that are looked at fo
 _FREE_TEXT_MEAN = 40  # mean length above which a text is written by somebody
 _FREE_TEXT_LONGEST = 100
 _LARGE_NUMBER = 10**6  # a whole number above it that hardly repeats may be somebody's number
+_NUMBER_MAX = 10**300  # JSON has no NaN and no infinity
 _NEAR_NOW = timedelta(days=2)
 
 
@@ -164,14 +165,10 @@ def _numbers(counts: Counter[str], where: Circumstances) -> dict[str, Any]:
 
 def _as_number(text: str) -> int | float | None:
     try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        number = float(text)
+        number = int(text) if text.removeprefix("-").isdigit() else float(text)
     except ValueError:
         return None  # money is written with its currency
-    return number if abs(number) < 1e300 else None  # JSON has no NaN and no infinity
+    return number if abs(number) < _NUMBER_MAX else None
 
 
 def _top(counts: Counter[str], kind: str) -> list[list[Any]]:
@@ -190,6 +187,6 @@ def _top(counts: Counter[str], kind: str) -> list[list[Any]]:
             return []
     return [
         [value, round(times / total, 4)]
-        for value, times in counts.most_common(TOP_MAX)
+        for value, times in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:TOP_MAX]
         if is_declared or (times >= LEAST_TIMES and may_show(value))
     ]

@@ -17,7 +17,7 @@ from agent.discovery.words import name_words, word_set
 LEAST_MATCH: Final = 0.95
 """Least share of sampled values that must exist in the other table: some rows may be deleted."""
 MATCH_ROWS: Final = 500
-"""Rows whose values are compared."""
+"""Rows whose values are compared, about; at most twice as many."""
 _ID_WORDS: Final = word_set("id uuid guid key code no nr num number fk ref pk")
 _ROLE_COLUMNS: Final = word_set(
     "owner author creator assignee reviewer approver manager created updated deleted assigned approved"

@@ -211,7 +211,7 @@ class _Round:
         except SampleError as error:
             self._summary.problems.append({"object": name, "reason": error.reason})
             return None
-        inferred = await self._infer(name)
+        inferred = await self._infer(name, table.get("row_estimate") or 0)
         parent = self._parent_of(table, inferred)
         neighbours = Neighbours(
             parent_column=parent[0] if parent else None,
@@ -245,11 +245,14 @@ class _Round:
             "changes": changes,
         }
 
-    async def _infer(self, name: str) -> list[dict[str, Any]]:
+    async def _infer(self, name: str, row_estimate: int) -> list[dict[str, Any]]:
         found = []
+        percent = 100 * MATCH_ROWS / row_estimate if row_estimate else 100.0
         for candidate in self._candidates.get(name, ()):
             try:
-                sampled, distinct, matched = await self._sampler.match(candidate.as_reference(), MATCH_ROWS)
+                sampled, distinct, matched = await self._sampler.match(
+                    candidate.as_reference(), 2 * MATCH_ROWS, percent if percent < 100 else None
+                )
             except SampleError as error:
                 self._summary.problems.append(
                     {"object": f"{name}.{candidate.from_column}", "reason": error.reason}

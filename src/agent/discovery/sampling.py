@@ -218,13 +218,16 @@ class Sampler(ABC):
         """`n_distinct` of the planner's statistics by schema, table and column, as far as they may be read."""
 
     @abstractmethod
-    async def match(self, reference: Mapping[str, Any], rows: int) -> tuple[int, int, int]:
+    async def match(
+        self, reference: Mapping[str, Any], rows: int, percent: float | None
+    ) -> tuple[int, int, int]:
         """How many values of a column were looked at, how many different ones they are, and how many values are in
         another column, which has a unique index.
 
         Args:
             reference: `from_schema, from_table, from_column, to_schema, to_table, to_column`.
             rows: how many rows are read at most.
+            percent: of the blocks of a large table the share that they are taken from; `None`: its first rows.
 
         Raises:
             SampleError: they could not be compared.
@@ -271,9 +274,12 @@ class ConnectionSampler(Sampler):
         )
         return {(schema, table, column): estimate for schema, table, column, estimate in found}
 
-    async def match(self, reference: Mapping[str, Any], rows: int) -> tuple[int, int, int]:
+    async def match(
+        self, reference: Mapping[str, Any], rows: int, percent: float | None
+    ) -> tuple[int, int, int]:
         (found,) = await self._fetch(
-            full_name(reference["from_schema"], reference["from_table"]), match_statement(reference, rows)
+            full_name(reference["from_schema"], reference["from_table"]),
+            match_statement(reference, rows, percent),
         )
         return found[0], found[1], found[2]
 
@@ -287,18 +293,19 @@ class ConnectionSampler(Sampler):
             raise SampleError(table, reason_of(error.sqlstate, type(error).__name__)) from None
 
 
-def match_statement(reference: Mapping[str, Any], rows: int) -> sql.Composed:
+def match_statement(reference: Mapping[str, Any], rows: int, percent: float | None) -> sql.Composed:
     """Compare the values of two columns in the server, each by the other's unique index: no value leaves it."""
     return sql.SQL(
         "SELECT pg_catalog.count(*)::integer, pg_catalog.count(DISTINCT v.value)::integer, "
         "pg_catalog.count(*) FILTER (WHERE EXISTS (SELECT FROM {target} AS t WHERE t.{key} = v.value OFFSET 0)) "
         "::integer "
-        "FROM (SELECT {column} AS value FROM {source} LIMIT {rows}) AS v WHERE v.value IS NOT NULL"
+        "FROM (SELECT {column} AS value FROM {source}{blocks} LIMIT {rows}) AS v WHERE v.value IS NOT NULL"
     ).format(
         target=sql.Identifier(reference["to_schema"], reference["to_table"]),
         key=sql.Identifier(reference["to_column"]),
         column=sql.Identifier(reference["from_column"]),
         source=sql.Identifier(reference["from_schema"], reference["from_table"]),
+        blocks=sql.SQL("" if percent is None else " TABLESAMPLE SYSTEM ({})").format(sql.Literal(percent)),
         rows=sql.Literal(rows),
     )
 

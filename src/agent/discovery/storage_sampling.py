@@ -63,12 +63,15 @@ class StorageSampler(Sampler):
     ) -> dict[tuple[str, str, str], float]:
         return {}
 
-    async def match(self, reference: Mapping[str, Any], rows: int) -> tuple[int, int, int]:
+    async def match(
+        self, reference: Mapping[str, Any], rows: int, percent: float | None
+    ) -> tuple[int, int, int]:
         found = await self._call(
             full_name(reference["from_schema"], reference["from_table"]),
             "match_app_values",
             **reference,
             row_limit=rows,
+            percent=percent,
         )
         return found["sampled"], found["distinct"], found["matched"]
 

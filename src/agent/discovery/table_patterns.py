@@ -130,11 +130,12 @@ def _statuses(
     secret: str | None,
     neighbours: Neighbours,
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, str]]]:
-    hashes = row_hashes(table, sample, secret) if secret is not None else None
+    names = status_columns(table, columns)
+    hashes = row_hashes(table, sample, secret) if names and secret is not None else None
     known = {status["column"]: status for status in before.pattern.get("status_columns", ())}
     found = []
     seen = {}
-    for name in status_columns(table, columns):
+    for name in names:
         values = {str(value): share for value, share in columns[name]["top"]}
         observed: Counter[tuple[str, str]] = Counter()
         told_before: Counter[tuple[str, str]] = Counter()

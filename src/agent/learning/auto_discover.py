@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from agent.database.opening import open_database
 from agent.database.protocol import Database
 from agent.discovery.discovering import Known, as_structure, discover, load_known
-from agent.discovery.pattern_learning import stored_patterns
+from agent.discovery.pattern_learning import learn_patterns, stored_patterns
 from agent.discovery.structure import AppStructure, app_name
 from agent.errors import NotFound
 from agent.learning.app_rendering import render_structure
@@ -23,6 +25,12 @@ if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
 
 __all__ = ["AutoDiscovery", "auto_discovery", "find_in_application_tool"]
+
+
+_FIRST_TABLES_MAX = 200
+"""Tables of an application that are sampled at once when it is first discovered."""
+_FIRST_TIME = timedelta(seconds=10)
+"""How long they are sampled then."""
 
 
 class AutoDiscovery:
@@ -56,15 +64,22 @@ class AutoDiscovery:
         return self._database
 
     async def discover_app_structure(
-        self, schemas: Sequence[str] | None = None, *, progress: Callable[[str], None] | None = None
+        self,
+        schemas: Sequence[str] | None = None,
+        *,
+        patterns: bool | None = None,
+        progress: Callable[[str], None] | None = None,
     ) -> AppStructure:
         """Read the structure of the application's database, learn what is new in it, and return all that is known.
 
         What did not change since the last time is neither sent nor written again. `changes` says what did, `problems`
-        what could not be seen. Nothing is locked, and no rows are read.
+        what could not be seen. Nothing is locked. Patterns and inferred relationships are as they were last time,
+        unless rows are sampled now.
 
         Args:
             schemas: only these; what is known of others stays. `None`: all but the system's and the layer's own.
+            patterns: whether to sample rows. `True`: of all tables, some hundredths of a second each. `None`: where no
+                table was sampled yet and there are at most 200, for ten seconds; the background learner does the rest.
             progress: called with the name of each step as it begins (`agent.discovery.discovering.STEPS`).
 
         Raises:
@@ -72,13 +87,17 @@ class AutoDiscovery:
             ConfigurationError: an address is wrong.
             OperatorError: the structure cannot be read at all.
         """
-        return await portal().run(self._discover(schemas, progress))
+        return await portal().run(self._discover(schemas, patterns, progress))
 
     def discover_app_structure_sync(
-        self, schemas: Sequence[str] | None = None, *, progress: Callable[[str], None] | None = None
+        self,
+        schemas: Sequence[str] | None = None,
+        *,
+        patterns: bool | None = None,
+        progress: Callable[[str], None] | None = None,
     ) -> AppStructure:
         """`discover_app_structure` for code without an event loop."""
-        return portal().run_sync(self._discover(schemas, progress))
+        return portal().run_sync(self._discover(schemas, patterns, progress))
 
     async def get_cached_structure(self) -> AppStructure | None:
         """What the last discovery found, from the layer's own tables; `None` where there was none yet."""
@@ -105,13 +124,26 @@ class AutoDiscovery:
         return portal().run_sync(self._render(question, token_budget))
 
     async def _discover(
-        self, schemas: Sequence[str] | None, progress: Callable[[str], None] | None
+        self,
+        schemas: Sequence[str] | None,
+        patterns: bool | None,
+        progress: Callable[[str], None] | None,
     ) -> AppStructure:
         await discover(self.settings, self.database, schemas=schemas, had=self._known, progress=progress)
         found = await self._cached()
         if found is None:  # its saving was waited for
             raise NotFound(f"what was discovered of {app_name(self.settings)!r} has been deleted meanwhile")
+        is_first = not found.patterns and len(found.tables) <= _FIRST_TABLES_MAX
+        if patterns or (patterns is None and is_first):
+            found = await self._sample(found, None if patterns else _FIRST_TIME)
         return found
+
+    async def _sample(self, structure: AppStructure, limit: timedelta | None) -> AppStructure:
+        """The same structure with the patterns of its tables, sampled now."""
+        deadline = None if limit is None else datetime.now(UTC) + limit
+        learned = await learn_patterns(self.settings, self.database, structure, deadline=deadline)
+        found = await self._cached() or structure
+        return replace(found, problems=[*found.problems, *learned.problems])
 
     async def _cached(self) -> AppStructure | None:
         known, learned = await asyncio.gather(
