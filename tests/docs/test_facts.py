@@ -146,8 +146,8 @@ def test_the_command_lines_on_the_pages_are_commands_that_exist() -> None:
     seen = 0
     for place, line in shell_lines():
         found = re.search(
-            r"(?:^|[ /])agent ((?:alerts|approvals|log|memory|runs|sql|telegram|tools) [\w-]+|[a-z]+)\b(.*)",
-            r"(?:^|[ /])agent ((?:approvals|log|memory|monitor|runs|sql|telegram|tools) \w[\w-]*|[a-z]+)\b(.*)",
+            r"(?:^|[ /])agent "
+            r"((?:alerts|approvals|log|memory|monitor|runs|sql|telegram|tools) \w[\w-]*|[a-z]+)\b(.*)",
             line,
         )
         if found is None:
