@@ -12,6 +12,18 @@ from agent.commands import (
     alerts,
     approvals,
     demo,
+    discover,
+    doctor,
+    init,
+    log,
+    memory,
+    monitor,
+    operations,
+    runs,
+    sql,
+    telegram,
+    tools,
+)
     doctor,
     init,
     log,
@@ -55,6 +67,7 @@ init.add_to(app)
 demo.add_to(app)
 operations.add_to(app)
 doctor.add_to(app)
+discover.add_to(app)
 app.add_typer(memory.app, name="memory")
 app.add_typer(runs.app, name="runs")
 app.add_typer(approvals.app, name="approvals")
