@@ -32,7 +32,9 @@ WITH asked AS MATERIALIZED (
            ARRAY(SELECT x::bigint::oid FROM jsonb_array_elements_text(nullif(w.document -> 'only', 'null')) AS x) AS only_oids,
            coalesce((w.document ->> 'names_only')::boolean, false) AS names_only,
            (SELECT r.oid FROM pg_roles r
-            WHERE r.rolname = 'agent_app' AND to_regclass('public.agent_migration') IS NOT NULL) AS layer
+            WHERE r.rolname = 'agent_app' AND EXISTS (
+                SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+                WHERE n.nspname = 'agent_private' AND p.proname = 'publish')) AS layer
     FROM (SELECT CASE WHEN jsonb_typeof($1) = 'string' THEN ($1 #>> '{}')::jsonb ELSE $1 END AS document) AS w
 ),
 spaces AS MATERIALIZED (
@@ -52,7 +54,7 @@ relations AS MATERIALIZED (
       AND NOT EXISTS (SELECT FROM unnest(a.exclude) AS x WHERE s.schema || '.' || c.relname LIKE x)
       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
       AND NOT (a.layer IS NOT NULL AND (
-          c.oid = to_regclass('public.agent_migration') OR c.relowner = a.layer
+          (s.schema = 'public' AND c.relname = 'agent_migration') OR c.relowner = a.layer
           OR EXISTS (SELECT FROM aclexplode(c.relacl) AS g WHERE g.grantee = a.layer)))
 ),
 routines AS MATERIALIZED (
