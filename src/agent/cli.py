@@ -24,17 +24,6 @@ from agent.commands import (
     telegram,
     tools,
 )
-    doctor,
-    init,
-    log,
-    memory,
-    monitor,
-    operations,
-    runs,
-    sql,
-    telegram,
-    tools,
-)
 from agent.commands.options import EXIT_CODES
 from agent.commands.output import remark
 from agent.errors import CallerError, LearningError, NotFound
