@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from agent.database import Database
 from agent.database.postgres import PostgresDatabase
 from agent.identity import Identity
 from agent.monitoring.alert_sinks import DeliveryFailed
@@ -61,7 +62,7 @@ class AlertOffice:
     """Alerts over a database of their own."""
 
     throwaway: ThrowawayDatabase
-    database: PostgresDatabase
+    database: Database
     sink: Recorder = field(default_factory=Recorder)
 
     def alerts(self, *sinks: Any, **changes: Any) -> Alerts:

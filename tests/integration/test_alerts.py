@@ -9,15 +9,19 @@ from typing import Any
 
 import psycopg
 import pytest
+from pydantic import SecretStr
 
+from agent.database import open_database
 from agent.errors import ConfigurationError, InvalidLearning
 from agent.events import Event, listening
 from agent.identity import Identity
 from agent.monitoring.alert_sinks import DeliveryFailed
 from agent.monitoring.alerts import Alerts
+from agent.settings import Settings
 from agent.testing.throwaway import ThrowawayDatabase
 from tests.integration.alert_office import NOBODY, SINCE, AlertOffice, Recorder, alert_office, finding
 from tests.integration.rows import rows, value
+from tests.supabase_lite import SupabaseLite
 
 
 @pytest.fixture
@@ -444,3 +448,32 @@ async def test_open_alerts_are_listed_first_and_the_gravest_of_them_before_all(o
         found[1]["cause"]
     ]
     assert len(await office.listed(limit=2)) == 2
+
+
+@pytest.mark.node
+async def test_over_supabase_alerts_are_the_same(
+    learning_database: ThrowawayDatabase, supabase_lite: SupabaseLite
+) -> None:
+    settings = Settings(
+        supabase_url=supabase_lite.url, supabase_service_role_key=SecretStr(supabase_lite.secret_key)
+    )
+    database = open_database(settings)
+    office = AlertOffice(learning_database, database)
+    try:
+        office.sink.fails = DeliveryFailed("busy", wait=timedelta(seconds=90))
+        assert await office.round(finding(), finding("latency:agent=grün")) == ["raised", "raised"]
+        assert ("recorder", "failed", 1) in office.deliveries()
+        office.sink.fails = None
+        office.age(5)
+        assert await office.round(finding(severity="critical")) == ["worsened"]
+        silence = await office.silence("latency*")
+        assert await office.round(checked=["error_rate", "latency"]) == ["resolved"]
+        assert sorted(office.sink.kinds) == ["raised", "raised", "resolved", "worsened"]
+        [first, _] = await office.listed(state="resolved")
+        whole = await database.call("get_alert", NOBODY, the_alert_id=first["alert_id"])
+        assert whole["notices"][0]["deliveries"]
+        assert await database.call(
+            "end_alert_silence", NOBODY, the_silence_id=silence["silence_id"], ended_by="ada"
+        )
+    finally:
+        await database.close()
