@@ -98,7 +98,7 @@ class TelegramServer(ChatServer):
         if method in self.refuse:
             why = {"ok": False, "error_code": 400, "description": self.refuse[method]}
             return why | ({"parameters": self.parameters} if self.parameters else {})
-        if fault := next(_message_faults(arguments), None):
+        if fault := next(message_faults(arguments), None):
             return {"ok": False, "error_code": 400, "description": fault}
         match method:
             case "sendMessage":
@@ -293,7 +293,8 @@ def _button_faults(button: dict[str, Any]) -> Iterator[str]:
         yield "a confirm dialog's limits"
 
 
-def _message_faults(arguments: dict[str, Any]) -> Iterator[str]:
+def message_faults(arguments: dict[str, Any]) -> Iterator[str]:
+    """What Telegram would refuse in these arguments."""
     text = arguments.get("text")
     if text is not None and "chat_id" in arguments:
         units = len(text.encode("utf-16-le")) // 2

@@ -2487,7 +2487,7 @@ BEGIN
 END
 $$;
 
--- Delete the alerts that name a user: in their cause, as `user=<user>`, or anywhere in their evidence, as a value or a key.
+-- Delete the alerts that name a user: in their cause, as `…=<user>`, or anywhere in their evidence, as a value or a key.
 -- Returns how many went; their notices go with them.
 CREATE FUNCTION agent_private.erase_alerts(the_tenant text, the_user text)
 RETURNS bigint
@@ -2500,8 +2500,7 @@ DECLARE
 BEGIN
     DELETE FROM public.agent_alert a
     WHERE a.tenant_id = the_tenant
-      AND (right(a.cause, length(the_user) + 5) = 'user=' || the_user
-           OR strpos(a.cause, 'user=' || the_user || ',') > 0
+      AND (strpos(a.cause || ',', '=' || the_user || ',') > 0
            OR jsonb_path_exists(a.evidence, '$.** ? (@ == $person)', person)
            OR jsonb_path_exists(a.evidence, '$.** ? (@.type() == "object").keyvalue() ? (@.key == $person)', person));
     GET DIAGNOSTICS gone = ROW_COUNT;

@@ -409,7 +409,7 @@ async def test_rows_are_seen_by_their_tenant_alone_even_without_our_filters(offi
 async def test_a_user_who_is_erased_is_in_no_alert_any_more(office: AlertOffice) -> None:
     await office.round(
         finding("refused:user=ada"),
-        finding("refused:user=ada,tool=pay"),
+        finding("refused:voter=ada,tool=pay"),
         finding("refused:values", evidence={"who": [{"user_id": "ada"}]}),
         finding("refused:keys", evidence={"by_user": {"ada": 3}}),
         finding("refused:user=adam", evidence={"by_user": {"adam": 3}}),
