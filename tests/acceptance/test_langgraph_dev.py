@@ -81,7 +81,7 @@ async def _look_at_the_server(url: str) -> None:
         assert (await http.get("/healthz")).json() == {"alive": True}
         ready = await http.get("/readyz")
         assert (ready.status_code, ready.json()["ready"]) == (200, True), ready.text
-        assert {"database", "learner"} <= ready.json()["checks"].keys()
+        assert {"database", "learner", "monitor"} == ready.json()["checks"].keys()
         for path, theirs in (("/learning/metrics", False), ("/metrics", True)):
             text = (await http.get(path)).text
             families = {family.name: family for family in text_string_to_metric_families(text)}
@@ -112,7 +112,7 @@ def _check_traces(collector: Collector, paused_thread: str) -> None:
     assert len({span.trace_id for span in paused}) == 1
     assert paused[0].parent_span_id, "it hangs under the span of LangGraph's worker"
     names = {span.name for span in spans}
-    assert {"retrieval agent_memory", "learn_session", "tick learner"} <= names
+    assert {"retrieval agent_memory", "learn_session", "tick learner", "tick monitor"} <= names
     assert collector.services() == {"langchain-learning-machine"}
     assert not any(text in str(spans) for text in (TOLD, "ada@example.com"))
 

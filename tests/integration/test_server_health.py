@@ -260,6 +260,10 @@ async def test_votes_spooled_and_lost_runs_and_learning_are_counted(
         emit("run_record_failed", run_id="1", status="completed", reason="away", spool="full")
         emit("recall_failed", reason="slow")
         emit("session_learned", runs=3)
+        emit("learning_cycle_done", cycle="c", steps={})
+        emit("learning_step_done", cycle="c", step="curate", counts={})
+        emit("learning_step_failed", cycle="c", step="curate", error="no")
+        emit("monitor_looked", checks=5, failed=["error_rate"], findings=0, notices=0, seconds=0.1)
         emit("learning_failed", error="no")
         for outcome in ("recorded", "repeated"):
             emit("approval_decided", outcome=outcome, verdict="approve")
@@ -267,6 +271,11 @@ async def test_votes_spooled_and_lost_runs_and_learning_are_counted(
     async with served(here) as http:
         text = (await http.get("/learning/metrics")).text
     assert value(text, "agent_runs_spooled_total") == 1
+    assert value(text, "agent_learner_cycles_total") == value(text, "agent_monitor_looks_total") == 1
+    assert value(text, "agent_learner_steps_total", step="curate", state="done") == 1
+    assert value(text, "agent_learner_steps_total", step="curate", state="failed") == 1
+    assert value(text, "agent_monitor_checks_total", state="done") == 4
+    assert value(text, "agent_monitor_checks_total", state="failed") == 1
     assert value(text, "agent_runs_lost_total") == 1
     assert value(text, "agent_recall_failures_total") == 1
     assert value(text, "agent_runs_learned_total") == 3

@@ -185,6 +185,7 @@ def worker(
     """
     from agent.jobs import run_workers
     from agent.learning.machine import LearningMachine
+    from agent.telemetry import exporting
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
     logging.getLogger("agent.events").setLevel(logging.INFO)
@@ -196,7 +197,8 @@ def worker(
         await _first_call(machines[0])
         remark(f"Working with {len(machines)} machine(s), {concurrency} sessions at a time. Ctrl-C ends it.")
         try:
-            await run_workers(machines, concurrency=concurrency)
+            async with exporting():
+                await run_workers(machines, concurrency=concurrency)
         finally:
             for one in machines:
                 await one.aclose()

@@ -9,6 +9,7 @@ import sys
 from typing import Protocol
 
 from agent.commands.output import remark
+from agent.telemetry import exporting
 
 
 class Service(Protocol):
@@ -34,11 +35,12 @@ async def _run(service: Service, says: str) -> None:
     signals = (signal.SIGTERM, signal.SIGINT)
     for number in signals:
         loop.add_signal_handler(number, asked.set)
-    try:
-        await service.start()
-        remark(says)
-        await asked.wait()
-    finally:
-        await service.stop()
-        for number in signals:
-            loop.remove_signal_handler(number)
+    async with exporting():
+        try:
+            await service.start()
+            remark(says)
+            await asked.wait()
+        finally:
+            await service.stop()
+            for number in signals:
+                loop.remove_signal_handler(number)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from agent import telemetry
 from agent.clock import Clock, Tick
 from agent.errors import ConfigurationError, DatabaseUnavailable
 from agent.events import emit
@@ -210,8 +211,10 @@ async def _checked(check: Check, look: Look) -> tuple[CheckReport, list[Finding]
     began = time.monotonic()
     error: str | None = None
     try:
-        async with asyncio.timeout(look.budget.total_seconds()):
-            found = await check.find(look)
+        with telemetry.span(f"monitor_check {check.name}", {"learning.check": check.name}) as span:
+            async with asyncio.timeout(look.budget.total_seconds()):
+                found = await check.find(look)
+            span.set_attribute("learning.findings", len(found))
     except Exception as raised:  # noqa: BLE001 - one check must not stop the others, whatever is wrong with it
         error = f"{type(raised).__name__}: {raised}"[:_ERROR_CHARACTERS_MAX]
         emit("monitor_check_failed", check=check.name, error=error)

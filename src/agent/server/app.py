@@ -1,8 +1,8 @@
 """The FastAPI application that `langgraph.json` mounts: the routes of approvals, on the web and for chats, and those of
 probes and metrics.
 
-Its lifespan runs the workers of this process's graphs, the keeper of approvals and the background learner, and sends
-traces where OpenTelemetry's variables say where to.
+Its lifespan runs the workers of this process's graphs, the keeper of approvals, the background learner and the monitor,
+and sends traces where OpenTelemetry's variables say where to.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from agent.approval.human_approval import HumanApprovalQueue, human_approval_que
 from agent.approval.keeper import ApprovalKeeper, ToolResumeOrder
 from agent.approval.slack import SlackChannel, SlackSocket, slack_channel
 from agent.approval.telegram import telegram_channel
-from agent.clock import Clock
 from agent.database.opening import EmbeddedDatabase
 from agent.errors import LearningError
 from agent.events import emit, listening
@@ -68,17 +67,23 @@ async def lifespan(application: FastAPI) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def keeping_time(here: House, database: Database) -> AsyncIterator[None]:
-    """Run the learner, unless the settings switch it off. A database that is away is waited for."""
+    """Run learner and monitor, unless the settings switch them off. A database that is away is waited for."""
     from agent.learning.background_learner import BackgroundLearner
+    from agent.monitoring.continuous_monitor import ContinuousMonitor
 
     settings = here.settings
-    learner = BackgroundLearner(settings=settings, database=database) if settings.learner else None
-    here.clocks["learner"] = learner.clock if learner is not None else None
     async with AsyncExitStack() as running:
-        for clock in here.clocks.values():
-            if isinstance(clock, Clock):
-                await clock.start()
-                running.push_async_callback(clock.stop)
+        here.clocks.update(learner=None, monitor=None)
+        if settings.learner:
+            learner = BackgroundLearner(settings=settings, database=database)
+            here.clocks["learner"] = learner.clock
+            await learner.start()
+            running.push_async_callback(learner.stop)
+        if settings.monitor:
+            monitor = ContinuousMonitor(settings=settings, database=database)
+            here.clocks["monitor"] = monitor
+            await monitor.start()
+            running.push_async_callback(monitor.stop)
         yield
 
 

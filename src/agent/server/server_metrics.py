@@ -52,6 +52,8 @@ class ServerMetrics:
         self._learned = counter("agent_runs_learned", "Runs that were learned from.")
         self._cycles = counter("agent_learner_cycles", "Cycles of the background learner that ended here.")
         self._steps = counter("agent_learner_steps", "Steps of the background learner.", "step", "state")
+        self._looks = counter("agent_monitor_looks", "Looks of the monitor that ended here.")
+        self._checks = counter("agent_monitor_checks", "Checks of the monitor.", "state")
         self._learning_failed = counter("agent_learning_failures", "Sessions whose learning failed for good.")
 
     def count(self, event: Event) -> None:
@@ -86,6 +88,11 @@ class ServerMetrics:
                 self._steps.labels(_label(facts["step"]), "done").inc()
             case "learning_step_failed":
                 self._steps.labels(_label(facts["step"]), "failed").inc()
+            case "monitor_looked":
+                failed = len(facts["failed"])
+                self._looks.inc()
+                self._checks.labels("failed").inc(failed)
+                self._checks.labels("done").inc(facts["checks"] - failed)
             case "learning_failed":
                 self._learning_failed.inc()
             case _:
