@@ -153,6 +153,7 @@ CREATE TABLE public.human_approval_queue (
     fingerprint text,
     tables text[] NOT NULL DEFAULT '{}',
     rows bigint,
+    policy_version text,
     ticket_hash text,
     claimed_by text,
     claimed_at timestamptz,
@@ -167,6 +168,7 @@ COMMENT ON TABLE public.human_approval_queue IS 'One call that waits, or waited,
 COMMENT ON COLUMN public.human_approval_queue.reason IS 'What the model says it is for: a claim, shown as such.';
 COMMENT ON COLUMN public.human_approval_queue.approvers IS 'Who may decide; nobody where it is empty.';
 COMMENT ON COLUMN public.human_approval_queue.tainted IS 'Whether the run that asks had read untrusted text: then an edit of it counts as one level more dangerous too.';
+COMMENT ON COLUMN public.human_approval_queue.policy_version IS 'The policy file that the call was judged by; NULL: the approval holds under any. Only to tell people: what counts is args_hash.';
 COMMENT ON COLUMN public.human_approval_queue.ticket_hash IS 'sha256 of the ticket that the one claimer holds.';
 COMMENT ON COLUMN public.human_approval_queue.version IS 'Goes up with each change, so that messages know when they are old.';
 CREATE INDEX human_approval_queue_batch ON public.human_approval_queue (tenant_id, batch_id);
@@ -620,6 +622,7 @@ BEGIN
         a.edited_by := request ->> 'edited_by';
         a.tainted := coalesce((request ->> 'tainted')::boolean, false) OR coalesce(old.tainted, false);
         a.fingerprint := nullif(request ->> 'fingerprint', '');
+        a.policy_version := nullif(request ->> 'policy_version', '');
         a.tables := agent_private.texts(request -> 'tables');
         a.rows := (request ->> 'rows')::bigint;
         -- A batch opens when it is asked for, or, where it is held, when the run that asks has paused.
@@ -711,7 +714,7 @@ END
 $$;
 
 -- Approvals of a tenant, newest first, or from the oldest on where wanted.oldest_first is true. wanted: state, states,
--- batch_id, session_id, begins (of the id, hex digits), after ({requested_at, approval_id} of the last one seen), limit
+-- batch_id, session_id, approval_ids, begins (of the id, hex digits), after ({requested_at, approval_id} of the last one seen), limit
 -- (at most 1,000; else 100). What is open comes from human_approval_queue_waiting, all else from _by_time.
 CREATE FUNCTION public.list_approvals(identity jsonb, wanted jsonb DEFAULT '{}')
 RETURNS jsonb
@@ -724,6 +727,7 @@ DECLARE
     -- By the clock, what is open may be expired, and never the other way round.
     only_open boolean;
     wanted_states text[];
+    wanted_ids uuid[];
     moment timestamptz := clock_timestamp();
     digits text;
     first_id uuid;
@@ -744,6 +748,9 @@ BEGIN
         wanted_states := CASE WHEN wanted_states IS NULL OR wanted ->> 'state' = ANY (wanted_states)
                               THEN ARRAY[wanted ->> 'state'] ELSE '{}' END;
     END IF;
+    IF wanted -> 'approval_ids' IS NOT NULL THEN
+        wanted_ids := agent_private.texts(wanted -> 'approval_ids')::uuid[];
+    END IF;
     only_open := coalesce(wanted ->> 'state' IN ('pending', 'approved', 'executing'), false);
     digits := replace(wanted ->> 'begins', '-', '');
     first_id := rpad(digits, 32, '0')::uuid;
@@ -761,6 +768,7 @@ BEGIN
                      OR ('expired' = ANY (wanted_states) AND a.state IN ('pending', 'approved') AND (a.state = 'pending' OR a.kind <> 'tool_version') AND a.expires_at <= moment))
                 AND (wanted ->> 'batch_id' IS NULL OR a.batch_id = (wanted ->> 'batch_id')::uuid)
                 AND (wanted ->> 'session_id' IS NULL OR a.session_id = wanted ->> 'session_id')
+            AND (wanted_ids IS NULL OR a.approval_id = ANY (wanted_ids))
                 AND (digits IS NULL OR a.approval_id BETWEEN first_id AND last_id)
                 AND (after_time IS NULL OR (a.requested_at, a.approval_id) > (after_time, after_id))
               ORDER BY a.requested_at, a.approval_id LIMIT least(coalesce((wanted ->> 'limit')::integer, 100), 1000)) AS x;
@@ -777,6 +785,7 @@ BEGIN
                  OR ('expired' = ANY (wanted_states) AND a.state IN ('pending', 'approved') AND (a.state = 'pending' OR a.kind <> 'tool_version') AND a.expires_at <= moment))
             AND (wanted ->> 'batch_id' IS NULL OR a.batch_id = (wanted ->> 'batch_id')::uuid)
             AND (wanted ->> 'session_id' IS NULL OR a.session_id = wanted ->> 'session_id')
+            AND (wanted_ids IS NULL OR a.approval_id = ANY (wanted_ids))
             AND (digits IS NULL OR a.approval_id BETWEEN first_id AND last_id)
             AND (after_time IS NULL OR a.requested_at < after_time OR (a.requested_at = after_time AND a.approval_id > after_id))
           ORDER BY a.requested_at DESC, a.approval_id LIMIT least(coalesce((wanted ->> 'limit')::integer, 100), 1000)) AS x;

@@ -25,6 +25,7 @@ from agent.approval.policy_file import load_policy
 from agent.approval.records import Approval, ApprovalRequest
 from agent.approval.risk import Risk
 from agent.database import open_database
+from agent.errors import Refused
 from agent.events import Event, listening
 from agent.identity import Identity
 from agent.portal import portal
@@ -891,3 +892,50 @@ async def test_the_page_says_whose_requests_it_shows_and_where_others_wait(offic
         assert "Of tenant elsewhere" in (await client.get("/approvals?tenant=elsewhere")).text
     async with office.browser("eve") as client:
         assert "default" not in (await client.get("/approvals")).text
+
+
+# --- after the policy file was edited ---------------------------------------------------------------------------
+
+
+async def test_an_edit_that_is_refused_comes_back_with_what_was_typed(office: Office) -> None:
+    async def refuse(approval: Approval, arguments: Any) -> ApprovalRequest:
+        raise Refused("the policy forbids this amount")
+
+    approval = await office.ask()
+    office.queue.reassess_with("action", refuse)
+    async with office.browser("ada") as client:
+        page = await client.get(path_of(approval))
+        form = form_of(page, "edit", **{"arg.0": "typed-order", "arg.1": "2.5"})
+        answer = await client.post(path_of(approval, "/decide"), data=form)
+    assert answer.status_code == 409
+    assert "the policy forbids this amount" in answer.text
+    assert 'value="typed-order"' in answer.text
+    assert 'value="2.5"' in answer.text
+    assert await office.state(approval) == "pending"
+
+
+async def test_who_decides_is_told_that_the_policy_file_was_edited_meanwhile(office: Office) -> None:
+    request = office.request(Risk.WRITE, {"order": "A1", "amount": 3.5}, identity=BOB)
+    version = office.queue.policy.version
+    edited, current, undated = [
+        await office.queue.submit(replace(request, request_key=key, policy_version=of), BOB)
+        for key, of in (("old", "0" * 64), ("new", version), ("none", None))
+    ]
+    async with office.program("ada") as client:
+        notices = [
+            (await client.post(path_of(one, "/decide"), json=verdict(one))).json()["notice"]
+            for one in (edited, current, undated)
+        ]
+    assert [notice is not None for notice in notices] == [True, False, False]
+    async with office.browser("ada") as client:
+        assert "policy file was edited" in (await client.get(path_of(edited))).text
+        assert "policy file was edited" not in (await client.get(path_of(current))).text
+        assert "You may decide in every tenant" in (await client.get("/approvals")).text
+
+
+async def test_a_refused_decision_says_nothing_of_the_policy_file(office: Office) -> None:
+    request = office.request(Risk.WRITE, {"order": "A1", "amount": 3.5}, identity=BOB)
+    old = await office.queue.submit(replace(request, policy_version="0" * 64), BOB)
+    async with office.program("ada") as client:
+        answer = await client.post(path_of(old, "/decide"), json=verdict(old, "reject"))
+    assert (answer.status_code, answer.json()["notice"]) == (200, None)

@@ -969,3 +969,21 @@ async def test_a_keeper_leaves_a_run_alone_whose_functions_it_does_not_know(worl
     with pytest.raises(OperatorError, match="change_row"):
         await elsewhere.resume(str(run.approval_id), CAROL)
     assert (await world.library.resume(str(run.approval_id), CAROL)).value == "2 rows, changed"
+
+
+async def test_the_tools_of_a_run_are_read_with_two_calls_however_many_they_are(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("add_up", "sum_up", "total"):
+        await world.make(name, ADD, ADD_PARAMETERS, {"arguments": {"a": 1}})
+    called: list[str] = []
+    call = world.database.call
+
+    async def counted(function: str, *given: Any, **named: Any) -> Any:
+        called.append(function)
+        return await call(function, *given, **named)
+
+    monkeypatch.setattr(world.database, "call", counted)
+    assert [tool.name for tool in await world.library.tools(CAROL)] == ["add_up", "sum_up", "total"]
+    # What was approved meanwhile, the versions, and their approvals.
+    assert called == ["list_approvals", "list_tools", "list_approvals"]

@@ -330,10 +330,12 @@ class HumanApprovalQueue:
         states: Sequence[str] | None = None,
         batch_id: str | None = None,
         session_id: str | None = None,
+        approval_ids: Sequence[str] | None = None,
         limit: int = 100,
     ) -> Approvals:
         """Approvals of a tenant, newest first, at most 1,000."""
         wanted = {
+            "approval_ids": None if approval_ids is None else [*map(_id, approval_ids)],
             "state": state,
             "states": None if states is None else [*states],
             "batch_id": None if batch_id is None else _id(batch_id),
@@ -428,6 +430,18 @@ class HumanApprovalQueue:
                 state=approval.state,
             )
         return outcome
+
+    def outdated_because(self, approval: Approval) -> str | None:
+        """Why a yes to it would not be carried out here: the policy file was edited since it was asked for. `None`: it
+        was not, or there is nothing to carry out any more."""
+        if approval.state not in ("pending", "approved"):
+            return None
+        if approval.policy_version in (None, self.policy.version):
+            return None
+        return (
+            "The policy file was edited since this was asked for, so what has read the new file will not run it, "
+            "approved or not; it has to be asked for again."
+        )
 
     @staticmethod
     def _refused(

@@ -82,6 +82,8 @@ class ApprovalRequest:
     """Whether the run that asks had read untrusted text."""
     approved_by: str | None = None
     """`policy:<rule>` where the policy file says yes by itself; never for DESTRUCTIVE."""
+    policy_version: str | None = None
+    """Of the policy file that the call was judged by; `None`: an approval holds under any."""
 
     def as_json(self) -> dict[str, Any]:
         """As the storage function `request_approval` takes it."""
@@ -149,6 +151,8 @@ class Approval:
     claimed_at: datetime | None
     finished_at: datetime | None
     log_id: int | None
+    policy_version: str | None = None
+    """Of the policy file that the call was judged by; `None`: the approval holds under any."""
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:

@@ -316,6 +316,11 @@ class SlackAnswers:
             raise _Refusal("it could not be recorded, and nothing was decided. Press again", place) from None
         if outcome.outcome != "recorded":
             raise _Refusal(outcome.why or "you have decided already", place)
+        outdated = next(filter(None, map(self._queue.outdated_because, outcome.approvals)), None)
+        if outdated is not None:
+            await self._channel.tell(
+                channel=place["channel"], user=_text(payload, "user", "id"), text=f"Recorded. {outdated}"
+            )
 
     async def _open_editor(
         self, payload: Mapping[str, Any], approvals: Sequence[Approval], place: Mapping[str, str]

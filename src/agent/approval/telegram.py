@@ -394,7 +394,10 @@ class TelegramAnswers:
             dedup_key=f"{self._channel.bot_id}:{update_id}",
         )
         if outcome.outcome == "recorded":
-            return "Approved." if _VERDICTS[verdict] == "approve" else "Rejected."
+            said = "Approved." if _VERDICTS[verdict] == "approve" else "Rejected."
+            if any(map(self._queue.outdated_because, outcome.approvals)):
+                said += " But the policy file was edited since, so it has to be asked for again."
+            return said
         raise _Refusal(outcome.why or "you have decided already")
 
 

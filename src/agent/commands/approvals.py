@@ -197,9 +197,9 @@ def _decide(
             reviewer = reviewer_of(queue, named)
             return await _find(queue, tenant_identity(tenant), approval_id), reviewer
 
-    async def decide(approval: Approval, reviewer: Reviewer) -> DecisionOutcome:
+    async def decide(approval: Approval, reviewer: Reviewer) -> tuple[DecisionOutcome, str | None]:
         async with _opened_queue() as queue:
-            return await queue.decide(
+            outcome = await queue.decide(
                 [approval.approval_id],
                 verdict,
                 reviewer,
@@ -208,6 +208,7 @@ def _decide(
                 identity_tenant=tenant_identity(tenant).tenant_id,
                 note=note,
             )
+            return outcome, next(filter(None, map(queue.outdated_because, outcome.approvals)), None)
 
     approval, reviewer = asyncio.run(read())
     if hash_ is not None and (len(hash_) < 16 or not approval.args_hash.startswith(hash_.lower())):
@@ -217,12 +218,12 @@ def _decide(
         )
     if not is_sure and hash_ is None:
         _ask_first(approval, f"{verdict.capitalize()} this as {reviewer.name}?", as_json=as_json)
-    outcome = asyncio.run(decide(approval, reviewer))
+    outcome, outdated = asyncio.run(decide(approval, reviewer))
     if outcome.outcome == "refused":
         raise Refused(f"not recorded: {outcome.why}")
     [after] = outcome.approvals
     if as_json:
-        say_json({"outcome": outcome.outcome, "approval": after.as_json()})
+        say_json({"outcome": outcome.outcome, "approval": after.as_json(), "notice": outdated})
         return
     again = " before; it counts once" if outcome.outcome == "repeated" else ""
     say(
@@ -231,6 +232,8 @@ def _decide(
     if after.is_open:
         votes = sum(vote["verdict"] == "approve" for vote in after.votes)
         remark(f"{votes} of {after.required_votes} people have approved it.")
+    if outdated is not None:
+        remark(outdated)
 
 
 def _ask_first(approval: Approval, question: str, *, as_json: bool) -> None:

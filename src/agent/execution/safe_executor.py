@@ -602,6 +602,7 @@ class SafeExecutor:
             tables=list(found.tables),
             rows=found.rows,
             tainted=found.tainted,
+            policy_version=self.policy.version,
             approved_by=f"policy:{found.rule}" if found.decision == "allow" and found.rule else None,
         )
 

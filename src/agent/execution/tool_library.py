@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 __all__ = ["CREATE_NEW_TOOL", "CREATE_RIGHTS", "ToolLibrary", "ToolRun", "shared_sandbox"]
 
 _SHOWN_CHARACTERS_MAX = 300
+_AT_ONCE = 1_000
+"""Approvals that are read in one call."""
 
 
 class ToolLibrary:
@@ -286,9 +288,18 @@ class ToolLibrary:
     async def tools(self, identity: Identity) -> list[BaseTool]:
         """The approved tools that the agent has the rights for, to be given to a run when it starts."""
         found = []
-        for version in await self.versions(identity, state="approved"):
+        versions = await self.versions(identity, state="approved")
+        ids = [version.approval_id for version in versions if version.approval_id is not None]
+        approvals = {
+            approval.approval_id: approval
+            for place in range(0, len(ids), _AT_ONCE)
+            for approval in await self._queue.list(
+                identity, approval_ids=ids[place : place + _AT_ONCE], limit=_AT_ONCE
+            )
+        }
+        for version in versions:
             try:
-                await self._runner.require_usable(version, identity)
+                self._runner.require_usable(version, identity, approvals.get(version.approval_id or ""))
             except Refused as error:
                 emit("tool_version_refused", approval_id=version.approval_id, reason=str(error))
                 continue
@@ -457,6 +468,7 @@ class ToolLibrary:
             kind="tool_version",
             args_hash=approval_hash(arguments, identity),
             fingerprint=None,
+            policy_version=None,
         )
         approval = await self._queue.submit(request, identity)
         while approval.state in ("expired", "cancelled", "failed", "unknown"):

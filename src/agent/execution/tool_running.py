@@ -177,7 +177,7 @@ class ToolRunner:
             raise InvalidRequest("a tool is run by its name, with an object of arguments")
         await self._activate(identity, name)
         version = await self.version(identity, name)
-        author = await self.require_usable(version, identity)
+        author = self.require_usable(version, identity, await self._approval_of(version, identity))
         checked = check_arguments(dict(arguments), version.parameters)
         await self._require_no_halt(version, identity)
         progress = _Progress(
@@ -295,31 +295,38 @@ class ToolRunner:
         needed = {right for spec in specs for right in spec.needed_rights}
         self._executor.require_rights(tool, needed, identity)
 
-    async def require_usable(self, version: ToolVersion, identity: Identity) -> Identity:
+    async def _approval_of(self, version: ToolVersion, identity: Identity) -> Approval | None:
+        return None if version.approval_id is None else await self._queue.get(version.approval_id, identity)
+
+    def require_usable(self, version: ToolVersion, identity: Identity, approval: Approval | None) -> Identity:
         """The author of a version that people approved, if both author and identity have the rights that it needs.
+
+        Args:
+            approval: the one that the version names, as it is now.
 
         Raises:
             Refused: it is not approved, or not any more, or one of them lacks a right.
         """
-        author = await self.require_runnable(version, identity)
+        author = self._require_runnable(version, identity, approval)
         for who in (author, identity):
             self.require_rights(version.name, version.capabilities, who)
         return author
 
-    async def require_runnable(self, version: ToolVersion, identity: Identity) -> Identity:
+    @staticmethod
+    def _require_runnable(version: ToolVersion, identity: Identity, approval: Approval | None) -> Identity:
         """The agent that handed in a version, if this is what people approved.
 
         Raises:
             Refused: it is not, or not any more.
         """
-        if version.state != "approved" or version.approval_id is None:
+        if version.state != "approved" or approval is None:
             raise Refused(
                 f"the tool {version.name!r} is not approved (version {version.version} is {version.state})"
             )
-        approval = await self._queue.get(version.approval_id, identity)
         expected = {"name": version.name, "version": version.version, "code_hash": version.code_hash}
         if not (
             version.is_whole
+            and approval.approval_id == version.approval_id
             and approval.kind == "tool_version"
             and approval.state in _CARRIED_OUT
             and dict(approval.arguments) == expected
@@ -549,7 +556,7 @@ class ToolRunner:
         except (KeyError, TypeError, ValueError, RecursionError):
             raise not_ours from None
         version = await self.version(identity, name, number)
-        author = await self.require_usable(version, identity)
+        author = self.require_usable(version, identity, await self._approval_of(version, identity))
         seal = await self._seal()
         if not seal.holds(
             kept.get("mac"),

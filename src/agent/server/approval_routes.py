@@ -247,6 +247,7 @@ async def decide_approval(
             {
                 "outcome": outcome.outcome,
                 "why": outcome.why,
+                "notice": next(filter(None, map(desk.queue.outdated_because, outcome.approvals)), None),
                 "approval": next(
                     (_document(one) for one in outcome.approvals if one.approval_id == approval.approval_id),
                     None,
@@ -332,6 +333,7 @@ async def _edit(
     if not str(approval.args_hash).startswith(sent.args_hash):
         raise Refused("the hash is not that of this request; look at it again")
     arguments = sent.arguments
+    fields: Sequence[Any] = ()
     if sent.form is not None:
         arguments, fields = read_form(_schema_of(desk, approval), approval.arguments, sent.form)
         if arguments is None:
@@ -343,14 +345,24 @@ async def _edit(
         raise HTTPException(422, "Not recorded: an edit needs `arguments`.")
     if arguments == approval.arguments:
         raise HTTPException(422, "Not recorded: nothing was changed. Approve it as it is, or reject it.")
-    edited = await desk.queue.edit(
-        approval.approval_id,
-        arguments,
-        visitor.reviewer,
-        channel=CHANNEL,
-        identity_tenant=identity.tenant_id,
-        note=sent.note,
-    )
+    try:
+        edited = await desk.queue.edit(
+            approval.approval_id,
+            arguments,
+            visitor.reviewer,
+            channel=CHANNEL,
+            identity_tenant=identity.tenant_id,
+            note=sent.note,
+        )
+    except LearningError as error:
+        status, why = status_of(error)
+        if sent.form is None or status not in {409, 422}:
+            raise
+        # With what was typed: who edits need not begin again.
+        approval, identity = await _find(desk, visitor.reviewer, approval.approval_id, identity.tenant_id)
+        return await _show(
+            request, desk, visitor, approval, identity, status=status, fields=fields, problem=why
+        )
     if sent.form is not None:
         return go_to(request, f"/approvals/{edited.approval_id}", tenant=identity.tenant_id, said="edited")
     return json_answer({"outcome": "edited", "why": "", "approval": _document(edited)})
@@ -417,6 +429,7 @@ async def approvals_page(
             recent=[_row(request, approval, identity, visitor) for approval, identity in recent],
             tenant=tenant, has_tenants="*" in reviewer.tenants or len(reviewer.tenants) > 1,
             looked_in=[visible(name) for name in looked_in],
+            is_part=tenant is None and "*" in reviewer.tenants,
             elsewhere=await _elsewhere(request, desk, reviewer, looked_in), is_continued=after is not None,
             first=f"{root_of(request)}/approvals?{urlencode(here)}",
             more=None if more is None else f"{root_of(request)}/approvals?{urlencode({**here, 'after': more})}",
@@ -527,7 +540,8 @@ async def _show(
     query = urlencode({"tenant": identity.tenant_id})
     return render_page(
         request, "approval.html", status=status, visitor=visitor, title=visible(approval.tool), said=said,
-        problem=problem, approval=approval, card=_card(approval, identity), hindrance=hindrance,
+        problem=problem, outdated=desk.queue.outdated_because(approval), approval=approval,
+        card=_card(approval, identity), hindrance=hindrance,
         has_approved=_has_approved(approval, reviewer), can_edit=hindrance is None and desk.queue.can_edit(approval),
         fields=fields if fields is not None else fields_of(_schema_of(desk, approval), approval.arguments),
         is_editing=fields is not None, confirms=_needs_confirming(approval),
