@@ -516,7 +516,8 @@ LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT agent_private.erase_executions(the_tenant, the_user)
-           || jsonb_build_object('agent_alert', agent_private.erase_alerts(the_tenant, the_user));
+           || jsonb_build_object('agent_alert', agent_private.erase_alerts(the_tenant, the_user),
+                                 'agent_tool_call', agent_private.erase_tool_experience(the_tenant, the_user));
 $$;
 
 SELECT agent_private.publish(p.oid::regprocedure, 'private')

@@ -196,6 +196,7 @@ def test_every_storage_function_is_documented_with_its_arguments_under_who_may_c
             ("For servers: tools of agents", False),
             ("For servers: discovery", False),
             ("For servers: clocks", False),
+            ("For servers: experience with tools", False),
             ("For servers: alerts", False),
             ("For servers: the application's data", False),
             ("For servers: the background learner", False),

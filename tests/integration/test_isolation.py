@@ -106,6 +106,12 @@ FOR_SERVERS: dict[str, dict[str, Any]] = {
     "finish_tick": {"the_clock": "c", "slot": "2026-01-01T00:00:00Z", "attempt": 1, "the_state": "done"},
     "leave_clock": {"the_clock": "c", "replica": "r"},
     "clock_status": {},
+    "tool_runs_to_learn": {},
+    "store_tool_calls": {"run": {"run_id": "r1", "calls": [], "words": []}},
+    "tool_examples": {},
+    "store_tool_models": {"the_tool": "t", "models": [], "last": 0},
+    "match_tool_warnings": {"the_tool": "t", "conditions": {}},
+    "list_tool_experience": {},
     "report_findings": {
         "findings": [], "checked": [], "sinks": [], "cooldown_seconds": 60.0, "reminder_seconds": 60.0,
     },
@@ -506,6 +512,10 @@ async def test_with_no_identity_every_function_finds_nothing_or_refuses(
         "get_alert": None,
         "list_alert_silences": [],
         "read_app_patterns": [],
+        "tool_runs_to_learn": [],
+        "tool_examples": {},
+        "match_tool_warnings": {"risks": [], "limit": 0.5},
+        "list_tool_experience": {"errors": [], "warnings": {}, "slow": [], "sequences": []},
     }
     nobodies: list[dict[str, Any] | None] = [
         None,

@@ -81,7 +81,7 @@ def test_runs_go_in_with_what_is_known_of_them(storage: Storage) -> None:
     [run] = storage.runs()
     assert run["source"] == "import"
     assert run["agent_id"] == "shop"
-    assert run["facts"] == {"task_id": "t1", "source_file": "log.jsonl"}
+    assert run["facts"] == {"task_id": "t1", "source_file": "log.jsonl", "line": 1}
     assert run["tool_errors"] == [{"tool": "refund", "tool_call_id": "c", "message": "Error: too much"}]
     assert run["outcomes"] == [{"kind": "reward", "succeeded": False, "score": 0}]
     assert run["message_count"] == 2
@@ -258,7 +258,7 @@ def test_what_postgres_cannot_store_goes_in_replaced(storage: Storage) -> None:
     run = storage.call("get_run", the_run_id=storage.runs()[0]["run_id"])
     assert [message["content"] for message in run["messages"]] == ["a\ufffdb \ufffd", ""]
     assert run["messages"][1]["tool_calls"] == [{"id": "\ufffd", "name": "f", "args": {"\ufffd": 1}}]
-    assert run["facts"] == {"task_id": "\ufffd"}
+    assert run["facts"] == {"task_id": "\ufffd", "line": 1}
 
 
 def test_a_message_of_a_megabyte_goes_in(storage: Storage) -> None:

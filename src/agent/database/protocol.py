@@ -213,6 +213,8 @@ JSON_ARGUMENTS = frozenset(
         "discovery",
         "limits",
         "embeddings",
+        "models",
+        "conditions",
         "sessions",
         "report",
         "request",

@@ -119,6 +119,7 @@ def import_runs(
             refuse(line.number, str(error))
             run = None
         if run is not None:
+            run["facts"]["line"] = line.number  # keeps the order of runs that are stored in one moment
             run["quiet_seconds"] = quiet_period.total_seconds()
             batch.append((line.number, run))
             batch_bytes += line.size
