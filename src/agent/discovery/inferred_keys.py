@@ -149,6 +149,10 @@ def _numbers_of(word: str) -> set[str]:
         found.add(word[:-2])
     if word.endswith("s") and not word.endswith("ss") and len(word) > 2:
         found.add(word[:-1])
+    if word.endswith("ves"):
+        found |= {f"{word[:-3]}f", f"{word[:-3]}fe"}
+    if word.endswith(("f", "fe")):
+        found.add(f"{word.removesuffix('e')[:-1]}ves")
     if word.endswith("y"):
         found.add(f"{word[:-1]}ies")
     if word.endswith(("s", "x", "z", "ch", "sh")):

@@ -207,7 +207,7 @@ class _Round:
         """The entry of one table to be saved, or `None` where it could not be sampled."""
         name = _name(table)
         try:
-            sample = await self._sampler.sample(plan_sample(table))
+            sample = await self._sample(table)
         except SampleError as error:
             self._summary.problems.append({"object": name, "reason": error.reason})
             return None
@@ -244,6 +244,17 @@ class _Round:
             "memory": patterns_worth_knowing(after.pattern),
             "changes": changes,
         }
+
+    async def _sample(self, table: Mapping[str, Any]) -> Sample:
+        """A sample of a table; without its generated columns, where one of them may be what cannot be read."""
+        plan = plan_sample(table)
+        try:
+            return await self._sampler.sample(plan)
+        except SampleError:
+            stored = [column for column in table["columns"] if not column.get("generated")]
+            if len(stored) in (0, len(table["columns"])):
+                raise
+        return await self._sampler.sample(plan_sample({**table, "columns": stored}))
 
     async def _infer(self, name: str, row_estimate: int) -> list[dict[str, Any]]:
         found = []
