@@ -97,6 +97,15 @@ def test_of_several_tables_that_fit_none_is_taken() -> None:
     }
 
 
+def test_names_in_any_letters_are_taken() -> None:
+    assert (
+        candidates(
+            [table("表", "id", "列", "_", "1", "select", "a.b"), table("", "id"), table("_", "id", "表_id")]
+        )
+        == []
+    )
+
+
 def test_a_longer_name_comes_first() -> None:
     assert found(table("x", "id", "order_item_id"), table("items", "id"), table("order_items", "id")) == {
         "x.order_item_id → order_items.id"

@@ -42,7 +42,7 @@ def test_names_are_taken_apart_into_words(name: str, words: list[str]) -> None:
         ("ssn", "id_number"), ("tax_id", "id_number"), ("passport_number", "id_number"), ("dni", "id_number"),
         ("ip_address", "ip"), ("client_ip", "ip"), ("street", "address"), ("address2", "address"),
         ("zip_code", "address"), ("plz", "address"), ("gender", "sensitive"), ("salary", "sensitive"),
-        ("diagnosis", "sensitive"),
+        ("diagnosis", "sensitive"), ("姓名", "name"), ("Телефон", "phone"), ("パスワード", "key"),
     ],
 )  # fmt: skip
 def test_the_name_of_a_column_tells(column: str, kind: str) -> None:

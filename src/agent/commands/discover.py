@@ -98,7 +98,7 @@ async def _discover(
         discovery = AutoDiscovery(settings=wanted, database=database)
         with _bar() as move:
             structure = await discovery.discover_app_structure(
-                schemas, progress=lambda step: move(STEPS.index(step), len(STEPS), step)
+                schemas, patterns=False, progress=lambda step: move(STEPS.index(step), len(STEPS), step)
             )
             if structure_only:
                 return structure, None

@@ -217,7 +217,7 @@ def _without_id(words: tuple[str, ...]) -> tuple[str, ...]:
         for ending in ("uuid", "id"):
             if rest == words and rest[0].endswith(ending) and len(rest[0]) > len(ending) + 2:
                 return (rest[0].removesuffix(ending), "")[:1]
-    return () if rest[0] in _ID_WORDS else rest
+    return rest if rest and rest[0] not in _ID_WORDS else ()
 
 
 def _by_words(

@@ -17,6 +17,7 @@ from agent.discovery.inferred_keys import MATCH_ROWS, Candidate, candidates, is_
 from agent.discovery.pattern_text import patterns_worth_knowing
 from agent.discovery.recent_changes import recent_changes
 from agent.discovery.sampling import (
+    NOT_FILLED,
     SAMPLED_KINDS,
     ConnectionSampler,
     Sample,
@@ -209,7 +210,8 @@ class _Round:
         try:
             sample = await self._sample(table)
         except SampleError as error:
-            self._summary.problems.append({"object": name, "reason": error.reason})
+            if error.reason != NOT_FILLED:
+                self._summary.problems.append({"object": name, "reason": error.reason})
             return None
         inferred = await self._infer(name, table.get("row_estimate") or 0)
         parent = self._parent_of(table, inferred)

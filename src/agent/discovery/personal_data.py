@@ -76,6 +76,16 @@ _WORDS: Final[Mapping[str, str]] = {
 _CLASS_OF_WORD: Final = {word: kind for kind, words in _WORDS.items() for word in words.split()}
 # Long enough that a name which ends with them means them, as `useremail` does.
 _ENDINGS: Final = tuple(word for word in _CLASS_OF_WORD if len(word) >= 5)
+# Parts of names in letters that are not Latin: Chinese, Japanese and Russian.
+_OTHER_LETTERS: Final = {
+    "姓名": "name", "名前": "name", "氏名": "name", "имя": "name", "фамил": "name", "фио": "name",
+    "电话": "phone", "電話": "phone", "手机": "phone", "телефон": "phone",
+    "邮箱": "email", "メール": "email", "почт": "email",
+    "密码": "key", "パスワード": "key", "парол": "key", "токен": "key",
+    "身份证": "id_number", "паспорт": "id_number", "снилс": "id_number",
+    "地址": "address", "住所": "address", "адрес": "address",
+    "生日": "birth", "誕生日": "birth", "рожден": "birth", "银行卡": "bank", "工资": "sensitive",
+}  # fmt: skip
 _PEOPLE: Final = word_set("""
     user users customer customers client clients person persons people contact contacts employee employees staff
     patient patients member members student students teacher teachers profile profiles account accounts lead
@@ -136,7 +146,9 @@ def personal_by_name(schema: str, table: str, column: str, type_kind: str) -> st
     if is_restricted(schema):
         return "restricted"
     words = name_words(column)
-    kind = _class_of(words)
+    kind = _class_of(words) or next(
+        (kind for part, kind in _OTHER_LETTERS.items() if part in column.lower()), None
+    )
     people = bool(_PEOPLE & set(name_words(table)))
     if kind is None and type_kind == "text":
         is_named = words[-1:] == ["name"] and (people or bool(_PEOPLE & set(words)))
@@ -144,9 +156,9 @@ def personal_by_name(schema: str, table: str, column: str, type_kind: str) -> st
             kind = "name"
     if kind is None or kind not in _OF_TYPES.get(type_kind, {kind}):
         return None
-    if words[-1] in _ABOUT and kind != "key":
+    if words and words[-1] in _ABOUT and kind != "key":
         return None
-    if words[-1] == "id" and kind in ("name", "email", "phone", "address") and len(words) > 1:
+    if words and words[-1] == "id" and kind in ("name", "email", "phone", "address") and len(words) > 1:
         return None  # points at a row, and its values are keys
     return kind
 

@@ -29,6 +29,8 @@ VALUES_MAX: Final = 100_000
 """Values of one table that are fetched at most: a wide table gives fewer rows."""
 PARTITIONS_MAX: Final = 200
 """Partitions of a table that is sampled: a statement opens each of them."""
+NOT_FILLED: Final = "it was not filled yet"
+"""Why a materialised view made `WITH NO DATA` has no sample: there is nothing in it."""
 SAMPLED_KINDS: Final = frozenset({"table", "partitioned_table", "materialized_view"})
 _SPREAD_MAX = 8  # times more rows lie in the blocks that are read than are taken: rows of one block are alike
 _DOCUMENT_BYTES = 8000  # a value of a type that we do not know is read where it takes less than this
@@ -317,6 +319,8 @@ def reason_of(sqlstate: str | None, condition: str) -> str:
             return "somebody else holds a lock on it"
         case "42501":
             return "this login may not read it"
+        case "55000":
+            return NOT_FILLED
         case "42P01" | "42703" | "3F000":
             return "it was dropped or changed meanwhile"
         case _:
