@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -22,6 +24,30 @@ from agent.testing.throwaway import ThrowawayDatabase
 from tests.integration.alert_office import NOBODY, SINCE, AlertOffice, Recorder, alert_office, finding
 from tests.integration.rows import rows, value
 from tests.supabase_lite import SupabaseLite
+
+SENDER = """
+import asyncio, sys
+from pydantic import SecretStr
+from agent.database.postgres import PostgresDatabase
+from agent.monitoring.alerts import Alerts
+from agent.settings import Settings
+
+
+class Hanging:
+    name = "recorder"
+
+    async def send(self, notice):
+        print("sending", flush=True)
+        await asyncio.sleep(600)
+
+
+async def main():
+    settings = Settings(database_url=SecretStr(sys.argv[1]))
+    await Alerts(settings, PostgresDatabase(sys.argv[1]), [Hanging()]).deliver()
+
+
+asyncio.run(main())
+"""
 
 
 @pytest.fixture
@@ -326,6 +352,29 @@ async def test_what_a_killed_sender_held_is_taken_over_when_its_lease_ends_and_i
         error="late", retry_seconds=None,
     )  # fmt: skip
     assert (late, office.deliveries()) == (None, [("recorder", "sent", 2)])
+
+
+async def test_a_sender_that_is_killed_loses_no_notice(office: AlertOffice, tmp_path: Path) -> None:
+    program = tmp_path / "sender.py"
+    program.write_text(SENDER)
+    await office.alerts().report([finding()], {"error_rate"})
+    sender = await asyncio.create_subprocess_exec(
+        sys.executable, str(program), office.throwaway.url, stdout=asyncio.subprocess.PIPE, cwd=tmp_path
+    )
+    try:
+        assert sender.stdout is not None
+        async with asyncio.timeout(60):
+            assert await sender.stdout.readline() == b"sending\n"
+    finally:
+        sender.kill()
+        await sender.wait()
+    assert office.deliveries() == [("recorder", "waiting", 1)]
+    await office.alerts().deliver(patience=timedelta(0))
+    assert office.sink.kinds == []
+
+    office.age(0.02)
+    await office.alerts().deliver(patience=timedelta(0))
+    assert (office.sink.kinds, office.deliveries()) == (["raised"], [("recorder", "sent", 2)])
 
 
 async def test_ten_senders_at_once_send_each_notice_once(office: AlertOffice) -> None:
