@@ -311,6 +311,45 @@ AS $$
     SELECT agent_private.short_id(the_app || ' ' || the_kind || ' ' || the_name);
 $$;
 
+-- Write the memories of objects that have none yet, all at once: a first discovery has thousands. items: [{kind, field,
+-- memory}]. The caller has entered.
+CREATE FUNCTION agent_private.write_app_memories(items jsonb, the_run_id text)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    tenant text := current_setting('agent.tenant_id');
+    written_count integer;
+    counted bigint;
+BEGIN
+    PERFORM agent_private.touch_scope('tenant');
+    WITH written AS (
+        INSERT INTO public.agent_memory (
+            tenant_id, memory_id, version, store, kind, scope, owner_id, field, content, content_hash, trust, source, run_id)
+        SELECT tenant, gen_random_uuid(), 1, 'application', i.kind, 'tenant', '', i.field, i.memory,
+               agent_private.content_hash(i.memory), 'tool', 'discovery', the_run_id
+        FROM jsonb_to_recordset(items) AS i (kind text, field text, memory text)
+        RETURNING memory_number, memory_id, content
+    ), words AS MATERIALIZED (
+        SELECT w.memory_number, l.lexeme, l.occurrences,
+               (sum(l.occurrences) OVER (PARTITION BY w.memory_number))::integer AS word_count
+        FROM written w CROSS JOIN LATERAL agent_private.lexemes(w.content) AS l
+    ), indexed AS (
+        INSERT INTO public.agent_memory_term
+        SELECT tenant, 'tenant', '', w.lexeme, w.memory_number, least(w.occurrences, 32767), w.word_count FROM words w
+    ), founded AS (
+        INSERT INTO public.agent_memory_evidence (tenant_id, memory_id, version, scope, owner_id, run_id, quote)
+        SELECT tenant, w.memory_id, 1, 'tenant', '', the_run_id, left(w.content, 1000) FROM written w
+    )
+    SELECT (SELECT count(*) FROM written), (SELECT coalesce(sum(w.occurrences), 0) FROM words w)
+    INTO written_count, counted;
+    UPDATE public.agent_scope s
+    SET memory_count = s.memory_count + written_count, word_count = s.word_count + counted
+    WHERE s.tenant_id = tenant AND s.scope = 'tenant' AND s.owner_id = '';
+END
+$$;
+
 -- Save what one discovery saw: objects, what changed since the last one, and memories of both in store application,
 -- scope tenant. A second discovery that saw the same changes nothing.
 -- discovery: {discovery_id, extensions, problems, schemas: [names] or null for all, unseen: [names],
@@ -405,7 +444,16 @@ BEGIN
         RETURNING o.kind, o.name)
     SELECT coalesce(jsonb_agg(to_jsonb(e)), '[]') INTO gone FROM ended e;
 
-    FOR item IN SELECT * FROM jsonb_to_recordset(fresh) AS f (kind text, name text, memory text) LOOP
+    IF EXISTS (SELECT FROM jsonb_array_elements(fresh) AS f WHERE (f -> 'is_new')::boolean) THEN
+        PERFORM agent_private.write_app_memories(
+            (SELECT jsonb_agg(jsonb_build_object('kind', f.kind, 'memory', f.memory,
+                                                 'field', agent_private.app_field(the_app, f.kind, f.name)))
+             FROM jsonb_to_recordset(fresh) AS f (kind text, name text, memory text, is_new boolean) WHERE f.is_new),
+            discovery ->> 'discovery_id');
+    END IF;
+    FOR item IN
+        SELECT * FROM jsonb_to_recordset(fresh) AS f (kind text, name text, memory text, is_new boolean) WHERE NOT f.is_new
+    LOOP
         the_evidence := jsonb_build_array(jsonb_build_object(
             'run_id', discovery ->> 'discovery_id', 'quote', left(item.memory, 1000)));
         PERFORM agent_private.write_memory(jsonb_build_object(
@@ -494,7 +542,9 @@ BEGIN
 END
 $$;
 
-SELECT agent_private.publish('agent_private.app_field(text, text, text)'::regprocedure, 'private');
+SELECT agent_private.publish(f, 'private') FROM unnest(ARRAY[
+    'agent_private.app_field(text, text, text)',
+    'agent_private.write_app_memories(jsonb, text)']::regprocedure[]) AS f;
 SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.discover_app_structure(jsonb)',
     'public.save_app_structure(jsonb, text, jsonb)',

@@ -10,14 +10,19 @@ from typing import Any
 
 import psycopg
 import pytest
+from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import SecretStr
 
-from agent import Identity
+from agent import Identity, LearningMachine, SafeExecutor
 from agent.discovery.structure import AppStructure, app_name, open_app_database, quoted
 from agent.errors import DatabaseUnavailable, NotFound
 from agent.events import Event, listening
 from agent.learning.auto_discover import AutoDiscovery, find_in_application_tool
+from agent.learning.rendering import tokens
+from agent.learning.semantic_search import SemanticSearch
+from agent.testing import ScriptedChat, tool_call
 from agent.testing.throwaway import ThrowawayDatabase, async_throwaway_database
+from graphs.operations import build_operations
 from tests.integration.discovered import SHOP, a_login, execute, function, names, over, pagila, table
 from tests.integration.rows import rows
 from tests.supabase_lite import SupabaseLite
@@ -132,7 +137,7 @@ async def test_a_sample_application_is_found_as_information_schema_has_it(
     execute(learning_database.url, pagila())
     discovery = over(learning_database)
 
-    found = await discovery.discover_app_structure(["public"])
+    found = await discovery.discover_app_structure(["public"], patterns=False)
 
     def read(query: str) -> set[tuple[Any, ...]]:
         return set(rows(learning_database.url, query))
@@ -641,3 +646,44 @@ async def test_a_supabase_project_is_discovered_by_its_key_alone(
     assert again.changes == {"added": [], "changed": [], "removed": []}
     assert (await applications_memories(discovery, "refunds?"))[0]["content"].startswith("Table shop.refunds")
     await discovery.database.close()
+
+
+async def test_search_finds_what_a_user_said_and_what_the_application_has(shop: AutoDiscovery) -> None:
+    await shop.discover_app_structure()
+    ada = Identity(user_id="ada")
+    said = {"store": "user_memory", "content": "Wants refunds by Friday."}
+    await shop.database.call("upsert_learnings", ada, learnings=[said], limits={})
+    search = SemanticSearch(settings=shop.settings, database=shop.database)
+
+    of_nobody = await search.search_memories("Which table holds refunds?")
+    of_ada = await search.search_memories("Which table holds refunds?", 20, identity=ada)
+    context = await search.get_relevant_context("Which table holds refunds?", identity=ada, token_budget=150)
+
+    assert {memory["scope"] for memory in of_nobody} == {"tenant"}
+    assert of_nobody[0]["content"].startswith("Table shop.refunds")
+    assert ("user", said["content"]) in {(memory["scope"], memory["content"]) for memory in of_ada}
+    assert "Table shop.refunds" in context
+    assert tokens(context) <= 150
+
+
+async def test_the_operations_agent_looks_up_a_table_without_asking_anybody(shop: AutoDiscovery) -> None:
+    await shop.discover_app_structure()
+    model = ScriptedChat(
+        script=[
+            tool_call("find_in_application", question="Which table holds refunds?"),
+            "It is shop.refunds.",
+        ]
+    )
+    executor = SafeExecutor(settings=shop.settings)
+    machine = LearningMachine(settings=shop.settings)
+    graph = build_operations(model, machine, executor, InMemorySaver(), shop)
+
+    state = await graph.ainvoke(
+        {"messages": [("user", "Which table holds refunds?")]},
+        {"configurable": {"thread_id": "t1", "user_id": "ada"}},
+    )
+
+    assert "__interrupt__" not in state
+    answer = next(message for message in state["messages"] if message.type == "tool")
+    assert "table shop.refunds" in answer.text
+    await machine.aclose()
