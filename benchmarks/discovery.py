@@ -119,8 +119,8 @@ async def measure(rounds: int) -> str:
     ]
     made = (
         f"Made by `python -m benchmarks.discovery` at commit {commit()} with Python {platform.python_version()}: "
-        f"{TABLES:,} tables, {5 * TABLES:,} columns, {FUNCTIONS} functions. Seconds, median and worst of {rounds} rounds "
-        f"where a thing can be done again. The machine's load was {load:.1f} with {os.cpu_count()} processors."
+        f"{TABLES:,} tables, {5 * TABLES:,} columns, {FUNCTIONS} functions. Seconds, median and worst of {rounds} "
+        f"rounds where a thing can be done again. The machine's load was {load:.1f} with {os.cpu_count()} processors."
     )
     lines = [
         "# Discovery of a large application",

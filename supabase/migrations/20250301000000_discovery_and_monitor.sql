@@ -101,7 +101,8 @@ seen AS MATERIALIZED (
                'schema', r.schema, 'name', r.name,
                'kind', CASE r.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'partitioned_table' WHEN 'v' THEN 'view'
                                       WHEN 'm' THEN 'materialized_view' ELSE 'foreign_table' END,
-               'comment', obj_description(r.oid, 'pg_class'),
+               'comment', (SELECT told.description FROM pg_description told
+                           WHERE told.objoid = r.oid AND told.classoid = 'pg_class'::regclass AND told.objsubid = 0),
                'columns', columns.list, 'indexes', indexes.list, 'triggers', triggers.list, 'policies', policies.list,
                'primary_key', coalesce(constraints.primary_key, '[]'), 'unique', coalesce(constraints.uniques, '[]'),
                'foreign_keys', coalesce(constraints.foreign_keys, '[]'), 'checks', coalesce(constraints.checks, '[]'),
@@ -219,7 +220,9 @@ seen_routines AS MATERIALIZED (
                'volatility', CASE p.provolatile WHEN 'i' THEN 'immutable' WHEN 's' THEN 'stable' ELSE 'volatile' END,
                'security', CASE WHEN p.prosecdef THEN 'definer' ELSE 'invoker' END,
                'search_path_pinned', EXISTS (SELECT FROM unnest(p.proconfig) AS o WHERE o LIKE 'search\_path=%'),
-               'language', p.lanname, 'comment', obj_description(p.oid, 'pg_proc')
+               'language', p.lanname, 'comment', (
+                   SELECT told.description FROM pg_description told
+                   WHERE told.objoid = p.oid AND told.classoid = 'pg_proc'::regclass AND told.objsubid = 0)
            ) AS document
     FROM routines p
     WHERE NOT (SELECT a.names_only FROM asked a)
