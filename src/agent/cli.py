@@ -15,6 +15,7 @@ from agent.commands import (
     discover,
     doctor,
     init,
+    learn,
     log,
     memory,
     monitor,
@@ -55,6 +56,7 @@ app = typer.Typer(
 init.add_to(app)
 demo.add_to(app)
 operations.add_to(app)
+learn.add_to(app)
 doctor.add_to(app)
 discover.add_to(app)
 app.add_typer(memory.app, name="memory")

@@ -308,8 +308,12 @@ async def run_forever(worker: Worker) -> None:
         pause = min(pause * 2, 30.0)
 
 
-async def run_workers(machines: Sequence[LearningMachine], *, concurrency: int = 4) -> None:
+async def run_workers(
+    machines: Sequence[LearningMachine], *, concurrency: int = 4, clocks: ClockWork | None = None
+) -> None:
     """What `agent worker` does: work for all queues until SIGTERM or SIGINT, finish the jobs at hand, leave.
+
+    A worker of all queues also takes the ticks of `clocks`; those of other clocks it gives back after a moment.
 
     Raises:
         ConfigurationError: the machines have no Postgres to work on.
@@ -321,6 +325,7 @@ async def run_workers(machines: Sequence[LearningMachine], *, concurrency: int =
         queues=None,
         concurrency=concurrency,
         stalled_after=machine.settings.stalled_after,
+        clocks=clocks,
     )
     loop = asyncio.get_running_loop()
     signals = (signal.SIGTERM, signal.SIGINT)

@@ -1308,6 +1308,40 @@ BEGIN
 END
 $$;
 
+-- What discovery and samples found changed in the application since a moment (NULL: ever), by what changed: the memories
+-- of store application and kind change. Returns {changes, tables: {table: number}, structure}: structure is how many were
+-- changes of the structure. At most change_limit are looked at, the newest first.
+CREATE FUNCTION public.count_app_changes(identity jsonb, since timestamptz, change_limit integer)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous text[];
+    found jsonb;
+BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity, 'tenant');
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('PT403', 'the learner needs a tenant');
+    END IF;
+    WITH changed AS (
+        SELECT m.value ->> 'table' AS of_table FROM public.agent_memory m
+        WHERE m.tenant_id = current_setting('agent.tenant_id') AND m.scope = 'tenant' AND m.owner_id = ''
+          AND m.store = 'application' AND m.kind = 'change' AND m.superseded_at IS NULL
+          AND (since IS NULL OR m.recorded_at >= since)
+        ORDER BY m.memory_number DESC LIMIT least(change_limit, 10000))
+    SELECT jsonb_build_object(
+        'changes', (SELECT count(*) FROM changed),
+        'structure', (SELECT count(*) FROM changed c WHERE c.of_table IS NULL),
+        'tables', (SELECT coalesce(jsonb_object_agg(x.of_table, x.number), '{}')
+                   FROM (SELECT c.of_table, count(*) AS number FROM changed c WHERE c.of_table IS NOT NULL GROUP BY c.of_table) AS x))
+    INTO found;
+    PERFORM agent_private.leave(previous);
+    RETURN found;
+END
+$$;
+
 -- The tenants that have runs, for what serves all of them; in the order of their names.
 CREATE FUNCTION public.list_tenants(tenant_limit integer)
 RETURNS jsonb
@@ -1538,6 +1572,7 @@ SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.keep_step(jsonb, text, text, integer, double precision)',
     'public.finish_step(jsonb, text, text, integer, text, jsonb)',
     'public.list_cycles(jsonb, integer)',
+    'public.count_app_changes(jsonb, timestamptz, integer)',
     'public.list_tenants(integer)',
     'public.order_waiting_learning(jsonb, double precision, integer)',
     'public.curate_memories(jsonb, jsonb, integer)',

@@ -147,7 +147,7 @@ def test_the_command_lines_on_the_pages_are_commands_that_exist() -> None:
     for place, line in shell_lines():
         found = re.search(
             r"(?:^|[ /])agent "
-            r"((?:alerts|approvals|log|memory|monitor|runs|sql|telegram|tools) \w[\w-]*|[a-z]+)\b(.*)",
+            r"((?:alerts|approvals|learner|log|memory|monitor|runs|sql|telegram|tools) \w[\w-]*|[a-z]+)\b(.*)",
             line,
         )
         if found is None:

@@ -134,6 +134,7 @@ FOR_SERVERS: dict[str, dict[str, Any]] = {
     "keep_step": {"the_cycle": "c", "the_step": "s", "attempt": 1, "lease_seconds": 60.0},
     "finish_step": {"the_cycle": "c", "the_step": "s", "attempt": 1, "the_state": "done", "report": {}},
     "list_cycles": {},
+    "count_app_changes": {"since": None, "change_limit": 10},
     "order_waiting_learning": {"older_than_seconds": 0.0, "session_limit": 10},
     "curate_memories": {"limits": {}, "row_limit": 10},
     "forget_ticks": {"keep_seconds": 0.0, "row_limit": 10},

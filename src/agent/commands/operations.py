@@ -184,6 +184,7 @@ def worker(
     Any number of workers may run, on any number of machines. They need a connection to Postgres.
     """
     from agent.jobs import run_workers
+    from agent.learning.background_learner import CLOCK_NAME, BackgroundLearner
     from agent.learning.machine import LearningMachine
     from agent.telemetry import exporting
 
@@ -197,8 +198,10 @@ def worker(
         await _first_call(machines[0])
         remark(f"Working with {len(machines)} machine(s), {concurrency} sessions at a time. Ctrl-C ends it.")
         try:
+            learner = BackgroundLearner(settings=machines[0].settings, database=machines[0].database)
+            clocks = {(machines[0].settings.tenant, CLOCK_NAME): learner.clock.work}
             async with exporting():
-                await run_workers(machines, concurrency=concurrency)
+                await run_workers(machines, concurrency=concurrency, clocks=clocks)
         finally:
             for one in machines:
                 await one.aclose()

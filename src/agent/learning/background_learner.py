@@ -47,6 +47,8 @@ class StepResult:
     state: str
     """`done`; `failed`; or `busy`, where it ran in another cycle all the time that it might have taken here."""
     attempts: int
+    seconds: float = 0.0
+    """How long the last try took here; 0 where it was done before."""
     counts: dict[str, int] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
@@ -128,13 +130,22 @@ class BackgroundLearner:
 
         return LEARNER_STEPS if self._given_steps is None else self._given_steps
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return "clock" in vars(self) and self.clock.is_running
+
     async def start(self) -> None:
         """Begin: a cycle at once where this hour's was not done, then one per interval."""
         await self.clock.start()
 
     async def stop(self) -> None:
-        """End. A step that runs gets `exit_timeout`; what was not done another replica does."""
-        await self.clock.stop()
+        """End. A step that runs gets `exit_timeout`; what was not done another replica does. Settings are read anew at
+        the next start."""
+        if "clock" in vars(self):
+            await self.clock.stop()
+        for read in ("clock", "database", "settings"):
+            vars(self).pop(read, None)
 
     async def run_once(self, progress: Progress | None = None) -> CycleReport:
         """Do one cycle now, beside the clock's, and tell what each step did.
@@ -254,11 +265,12 @@ class _Cycle:
             settings=self._settings,
             database=self._database,
             identity=self._identity,
-            deadline=datetime.now(UTC) + step.time_limit,
+            deadline=datetime.now(UTC) + 0.9 * step.time_limit,
             progress=lambda told: self._progress(step.name, told),
             since=datetime.fromisoformat(begun["since"]) if begun["since"] else None,
         )
         self._progress(step.name, "begins")
+        begun_at = asyncio.get_running_loop().time()
         running = asyncio.ensure_future(_traced(step.name, step.run(context)))
         keeping = asyncio.create_task(self._keep(step, attempt, running))
         try:
@@ -284,7 +296,14 @@ class _Cycle:
             step=step.name,
             counts=counts,
         )
-        return StepResult(step=step.name, state="done", attempts=attempt, counts=counts, details=details)
+        return StepResult(
+            step=step.name,
+            state="done",
+            attempts=attempt,
+            seconds=asyncio.get_running_loop().time() - begun_at,
+            counts=counts,
+            details=details,
+        )
 
     async def _failed(self, step: LearnerStep, attempt: int, error: Exception) -> StepResult:
         told = f"{type(error).__name__}: {error}".removesuffix(": ")[:_TOLD_MAX]

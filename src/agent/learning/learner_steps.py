@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from agent.discovery.pattern_learning import learn_patterns
+from agent.errors import NotFound
 from agent.identity import Identity
+from agent.learning.auto_discover import AutoDiscovery
 from agent.learning.machine import living_machines
 
 if TYPE_CHECKING:
@@ -42,7 +45,8 @@ class StepContext:
     identity: Identity
     """The deployment's tenant and nobody in it."""
     deadline: datetime
-    """When the step is cancelled at the latest; one that could take longer ends before and goes on next time."""
+    """When to end by itself, having done a part; what is left the next cycle does. A tenth of the step's time limit later
+    it is cancelled, and has failed."""
     progress: Callable[[str], None]
     """Tells a person who watches what is being done; any number of times."""
     since: datetime | None = None
@@ -62,6 +66,59 @@ class LearnerStep:
     run: Callable[[StepContext], Awaitable[StepReport]]
     time_limit: timedelta = timedelta(minutes=10)
     """How long one try may take; then it is cancelled and has failed."""
+
+
+async def discover(context: StepContext) -> StepReport:
+    """Read the application's structure again; only what changed is read in full and learned."""
+    discovery = AutoDiscovery(settings=context.settings, database=context.database)
+    structure = await discovery.discover_app_structure(progress=context.progress)
+    changes = {what: len(structure.changes.get(what, ())) for what in ("added", "removed", "changed")}
+    counts = {
+        "tables": len(structure.tables),
+        "functions": len(structure.functions),
+        **changes,
+        "problems": len(structure.problems),
+    }
+    return StepReport(counts=counts, details={"app": structure.app})
+
+
+async def patterns(context: StepContext) -> StepReport:
+    """Sample the application's tables, the longest unsampled first; the rest waits for the next cycle."""
+    discovery = AutoDiscovery(settings=context.settings, database=context.database)
+    structure = await discovery.get_cached_structure()
+    if structure is None:
+        raise NotFound("nothing is known of the application's structure yet; the step discover comes first")
+    summary = await learn_patterns(
+        context.settings,
+        context.database,
+        structure,
+        deadline=context.deadline,
+        progress=lambda done, count, name: context.progress(f"{done} of {count}: {name}"),
+    )
+    counts = {
+        "tables": len(summary.patterns),
+        "relationships": len(summary.relationships),
+        "changes": len(summary.changes),
+        "problems": len(summary.problems),
+        "waiting": summary.waiting,
+    }
+    return StepReport(counts=counts, details={"app": summary.app})
+
+
+async def recent_changes(context: StepContext) -> StepReport:
+    """Tell what moved since last time, in structure, rows and patterns; the two steps before have learned it."""
+    found = await context.database.call(
+        "count_app_changes",
+        context.identity,
+        since=context.since and context.since.isoformat(),
+        change_limit=_ROWS_MAX,
+    )
+    counts = {
+        "changes": found["changes"],
+        "of_structure": found["structure"],
+        "tables_moved": len(found["tables"]),
+    }
+    return StepReport(counts=counts, details={"tables": found["tables"]})
 
 
 async def learn_runs(context: StepContext) -> StepReport:
@@ -117,6 +174,9 @@ async def _tenants(context: StepContext) -> list[Identity]:
 
 
 LEARNER_STEPS: Final = (
+    LearnerStep(name="discover", run=discover),
+    LearnerStep(name="patterns", run=patterns),
+    LearnerStep(name="recent_changes", run=recent_changes),
     LearnerStep(name="learn_runs", run=learn_runs),
     LearnerStep(name="curate", run=curate),
 )

@@ -8,7 +8,7 @@ and sends traces where OpenTelemetry's variables say where to.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ from agent.server import (
     approval_routes,
     health_routes,
     metrics_routes,
+    services,
     slack_routes,
     telegram_routes,
 )
@@ -72,18 +73,15 @@ async def keeping_time(here: House, database: Database) -> AsyncIterator[None]:
     from agent.monitoring.continuous_monitor import ContinuousMonitor
 
     settings = here.settings
+    wanted: dict[str, tuple[bool, Callable[[], services.Ticking]]] = {
+        "learner": (settings.learner, lambda: BackgroundLearner(settings=settings, database=database)),
+    }
     async with AsyncExitStack() as running:
-        here.clocks.update(learner=None, monitor=None)
-        if settings.learner:
-            learner = BackgroundLearner(settings=settings, database=database)
-            here.clocks["learner"] = learner.clock
-            await learner.start()
-            running.push_async_callback(learner.stop)
-        if settings.monitor:
-            monitor = ContinuousMonitor(settings=settings, database=database)
-            here.clocks["monitor"] = monitor
-            await monitor.start()
-            running.push_async_callback(monitor.stop)
+        for name, (is_on, make) in wanted.items():
+            here.clocks[name] = None
+            if is_on:
+                key = (name, id(database), settings.tenant)
+                here.clocks[name] = await running.enter_async_context(services.running(key, make))
         yield
 
 
