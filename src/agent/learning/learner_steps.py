@@ -45,8 +45,8 @@ class StepContext:
     identity: Identity
     """The deployment's tenant and nobody in it."""
     deadline: datetime
-    """When to end by itself, having done a part; what is left the next cycle does. A tenth of the step's time limit later
-    it is cancelled, and has failed."""
+    """When to end by itself, having done a part; the next cycle does what is left. A tenth of the step's time limit
+    later it is cancelled, and has failed."""
     progress: Callable[[str], None]
     """Tells a person who watches what is being done; any number of times."""
     since: datetime | None = None
