@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 
 from agent.cli import app
 from agent.identity import Identity
+from agent.learning.learner_steps import LEARNER_STEPS
 from agent.learning.spool import Spool
 from agent.settings import _FIELD_OF_VARIABLE, Settings, current_settings
 from agent.testing.openai_server import Refusal, openai_server
@@ -1071,3 +1072,44 @@ def test_the_demo_does_not_write_into_a_folder_in_use(bare_cli: Cli, monkeypatch
     assert result.exit_code == 1
     assert "is not empty" in result.stderr
     assert [path.name for path in bare_cli.folder.iterdir()] == ["file"]
+
+
+# --- the background learner ---------------------------------------------------------------------------------------
+
+
+def test_learn_does_a_cycle_and_status_shows_it(cli: Cli) -> None:
+    assert cli("learner", "status").stderr.startswith("No cycles yet")
+    result = cli("learn", "--once")
+    assert result.exit_code == 0, result.output
+    assert [line.split("\t")[:2] for line in result.stdout.splitlines() if "\t" in line] == [
+        [step.name, "done"] for step in LEARNER_STEPS
+    ]
+    again = cli.json("learn", "--once")
+    assert {step["state"] for step in again["steps"]} == {"done"}
+    status = cli.json("learner", "status")
+    assert [len(cycle["steps"]) for cycle in status["cycles"]] == [len(LEARNER_STEPS)] * 2
+    assert status["cycles"][0]["cycle"] == again["cycle"]
+    assert (status["replicas"], status["next_at"]) == ([], None)
+    assert cli("learn", "--json").exit_code == 2
+
+
+def test_the_learner_as_a_service_does_cycles_and_leaves_when_asked(
+    cli: Cli, learning_database: ThrowawayDatabase
+) -> None:
+    environment = {**os.environ, "DATABASE_URL": learning_database.url, "LEARNING_LEARNER_INTERVAL": "1"}
+    service = subprocess.Popen(
+        [*AGENT, "learner", "run"], cwd=cli.folder, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not [cycle for cycle in cli.json("learner", "status")["cycles"] if cycle["finished_at"]]:
+            assert time.monotonic() < deadline, "no cycle came"
+            time.sleep(0.2)
+        service.send_signal(signal.SIGTERM)
+        _, told = service.communicate(timeout=30)
+    finally:
+        service.kill()
+        service.wait(30)
+    assert service.returncode == 0, told
+    assert "Learning every 1 seconds" in told
+    assert cli.json("learner", "status")["replicas"] == []

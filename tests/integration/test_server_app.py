@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -15,10 +16,12 @@ from agent.approval.risk import Risk
 from agent.errors import ConfigurationError
 from agent.events import Event, listening
 from agent.identity import Identity
-from agent.server.app import app, keeping_approvals, lifespan
+from agent.server.app import app, keeping_approvals, keeping_time, lifespan
+from agent.server.house import House
 from agent.server.reviewer_pages import approval_desk
 from agent.settings import current_settings
 from agent.testing.throwaway import ThrowawayDatabase
+from tests.integration.rows import rows
 
 AWAY = "postgresql://ada:secret@127.0.0.1:1/away"
 
@@ -102,3 +105,38 @@ def test_the_interface_for_programs_is_described_and_pages_are_not() -> None:
         "/alerts/silence",
         "/alerts/silences/{silence_id}/end",
     }
+
+
+async def test_two_applications_of_a_process_run_one_learner_and_one_monitor_until_the_last_ends(
+    learning_database: ThrowawayDatabase,
+) -> None:
+    queue = HumanApprovalQueue(settings=learning_database.settings)
+    first, second = House(queue), House(queue)
+    async with keeping_time(first, queue.database):
+        async with keeping_time(second, queue.database):
+            assert first.clocks == second.clocks
+            await _until(lambda: _clocks(learning_database.url) == ["learner", "monitor"])
+        assert all(clock is not None and clock.is_running for clock in first.clocks.values())
+    assert not any(clock is not None and clock.is_running for clock in first.clocks.values())
+    assert _clocks(learning_database.url) == []
+    await queue.database.close()
+
+
+async def test_what_the_settings_switch_off_does_not_run(learning_database: ThrowawayDatabase) -> None:
+    settings = learning_database.settings.model_copy(update={"learner": False, "monitor": False})
+    queue = HumanApprovalQueue(settings=settings)
+    here = House(queue)
+    async with keeping_time(here, queue.database):
+        assert here.clocks == {"learner": None, "monitor": None}
+
+
+def _clocks(url: str) -> list[str]:
+    return [clock for (clock,) in rows(url, "SELECT clock FROM agent_clock ORDER BY clock")]
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + 30
+    while not condition():
+        assert loop.time() < end, "it did not come"
+        await asyncio.sleep(0.05)

@@ -68,13 +68,14 @@ async def lifespan(application: FastAPI) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def keeping_time(here: House, database: Database) -> AsyncIterator[None]:
-    """Run learner and monitor, unless the settings switch them off. A database that is away is waited for."""
+    """Run the learner and the monitor, unless the settings switch them off. A database that is away is waited for."""
     from agent.learning.background_learner import BackgroundLearner
     from agent.monitoring.continuous_monitor import ContinuousMonitor
 
     settings = here.settings
     wanted: dict[str, tuple[bool, Callable[[], services.Ticking]]] = {
         "learner": (settings.learner, lambda: BackgroundLearner(settings=settings, database=database)),
+        "monitor": (settings.monitor, lambda: ContinuousMonitor(settings=settings, database=database)),
     }
     async with AsyncExitStack() as running:
         for name, (is_on, make) in wanted.items():
