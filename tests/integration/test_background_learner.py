@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -16,13 +17,16 @@ from agent.events import Event, listening
 from agent.learning import learner_steps
 from agent.learning.background_learner import BackgroundLearner, background_learner
 from agent.learning.learner_steps import (
+    LEARNER_STEPS,
     LearnerStep,
     StepContext,
     StepReport,
     curate,
     learn_runs,
     memory_limits,
+    tool_experience,
 )
+from agent.portal import portal
 from agent.settings import Settings
 from agent.testing.throwaway import ThrowawayDatabase
 from tests.integration.rows import a_run, counted_scopes, memory, recounted_scopes, rows, value
@@ -406,3 +410,66 @@ async def test_old_rows_about_ourselves_are_forgotten_but_not_the_newest_tick(
     counts = await _run_step(curate, settings, database)
     assert (counts["ticks"], counts["steps"], counts["replicas"]) == (2, 1, 1)
     assert value(url, "SELECT count(*) FROM agent_tick") == 1
+
+
+async def test_a_step_that_computes_does_not_hold_up_the_loop_that_answers_agents(
+    settings: Settings, database: PostgresDatabase
+) -> None:
+    threads: list[int] = []
+
+    async def compute(context: StepContext) -> StepReport:
+        threads.append(threading.get_ident())
+        return StepReport()
+
+    async def answer() -> int:
+        return threading.get_ident()
+
+    await _run_step(compute, settings, database)
+    assert threads != [await portal().run(answer())]
+
+
+async def test_tools_errors_of_runs_are_learned_once_and_told(
+    settings: Settings, database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    call = {"id": "c", "name": "refund", "args": {"order": "W1"}}
+    messages = [
+        {"message_id": "1", "role": "assistant", "content": "", "tool_calls": [call]},
+        {
+            "message_id": "2",
+            "role": "tool",
+            "name": "refund",
+            "tool_call_id": "c",
+            "content": "Error: no order W1",
+        },
+    ]
+    for identity in (ADA, BOB):
+        await database.call("record_run", identity, run={**a_run("x"), "messages": messages})
+    learner = BackgroundLearner(settings=settings, database=database, steps=[_step("it", tool_experience)])
+    [first] = (await learner.run_once()).steps
+    assert {name: first.counts[name] for name in ("runs", "calls", "errors")} == {
+        "runs": 2,
+        "calls": 2,
+        "errors": 2,
+    }
+    assert first.details["lines"] == ["Tool errors: 1 in 1 templates."], "of its own tenant"
+    [second] = (await learner.run_once()).steps
+    assert second.counts["runs"] == 0
+
+
+async def test_the_application_is_discovered_sampled_and_its_changes_are_counted(
+    settings: Settings, database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    url = learning_database.url
+    rows(url, "CREATE TABLE public.orders (id integer PRIMARY KEY, status text)")
+    rows(url, "INSERT INTO public.orders SELECT n, 'new' FROM generate_series(1, 50) AS n")
+    steps = [step for step in LEARNER_STEPS if step.name in ("discover", "patterns", "recent_changes")]
+    learner = BackgroundLearner(settings=settings, database=database, steps=steps)
+    first = {step.step: step for step in (await learner.run_once()).steps}
+    assert [step.error for step in first.values()] == [None] * 3
+    assert first["discover"].counts["tables"] == 1
+    assert first["patterns"].counts["tables"] == 1
+    rows(url, "ALTER TABLE public.orders ADD COLUMN paid boolean")
+    second = {step.step: step for step in (await learner.run_once()).steps}
+    assert second["discover"].counts["changed"] == 1
+    assert second["recent_changes"].counts["of_structure"] == 1
+    assert (await learner.run_once()).steps[-1].counts == {"changes": 0, "of_structure": 0, "tables_moved": 0}

@@ -7,6 +7,7 @@ goes on with what was not done.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import secrets
 import socket
@@ -21,7 +22,7 @@ from agent.clock import Clock, HandedBack, Tick
 from agent.errors import ConfigurationError, DatabaseUnavailable, LearningError
 from agent.events import emit
 from agent.identity import Identity
-from agent.portal import portal
+from agent.portal import Portal, portal
 
 if TYPE_CHECKING:
     from agent.database import Database
@@ -271,7 +272,9 @@ class _Cycle:
         )
         self._progress(step.name, "begins")
         begun_at = asyncio.get_running_loop().time()
-        running = asyncio.ensure_future(_traced(step.name, step.run(context)))
+        # Beside the portal's loop: comparing and fitting take time that the calls of agents would wait for.
+        work = _traced(step.name, step.run(context))
+        running = asyncio.wrap_future(_workbench().submit(work, context=contextvars.copy_context()))
         keeping = asyncio.create_task(self._keep(step, attempt, running))
         try:
             async with asyncio.timeout(step.time_limit.total_seconds()):
@@ -361,6 +364,17 @@ class _Cycle:
         return await self._database.call(
             function, self._identity, the_cycle=self._cycle, the_step=step.name, **arguments
         )
+
+
+_workbenches: dict[int, Portal] = {}
+
+
+def _workbench() -> Portal:
+    """The loop of this process in which steps run; it is asked for in the portal alone."""
+    process_id = os.getpid()
+    if process_id not in _workbenches:
+        _workbenches[process_id] = Portal()
+    return _workbenches[process_id]
 
 
 async def _traced(name: str, work: Awaitable[Any]) -> Any:

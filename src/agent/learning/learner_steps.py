@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ from agent.errors import NotFound
 from agent.identity import Identity
 from agent.learning.auto_discover import AutoDiscovery
 from agent.learning.machine import living_machines
+from agent.learning.tool_experience import learn_tool_experience, list_tool_experience
 
 if TYPE_CHECKING:
     from agent.database import Database
@@ -139,6 +141,38 @@ async def learn_runs(context: StepContext) -> StepReport:
     return StepReport(counts=counts)
 
 
+async def tool_experience(context: StepContext) -> StepReport:
+    """Learn from the tool calls of runs that are not counted yet which calls fail, of all tenants."""
+    counts: Counter[str] = Counter(runs=0, calls=0, errors=0, tools=0)
+    for identity in await _tenants(context):
+        if not context.has_time:
+            break
+        learned = await learn_tool_experience(
+            context.database,
+            identity,
+            deadline=lambda: not context.has_time,
+            progress=lambda runs: context.progress(f"{runs} runs"),
+        )
+        counts.update({name: learned[name] for name in ("runs", "calls", "errors", "tools")})
+    told = (await list_tool_experience(context.database, context.identity))["warnings"]
+    return StepReport(counts=dict(counts), details={"warnings": told, "lines": _lines_of_warnings(told)})
+
+
+def _lines_of_warnings(told: Mapping[str, int]) -> list[str]:
+    """How well the calls of the deployment's own tenant were warned of, each judged before it was learned from."""
+    if not told["errors"] and not told["clean"]:
+        return []
+    lines = [f"Tool errors: {told['errors']} in {told['templates']} templates."]
+    for kind, what in (
+        ("repeats", "repeated errors that had a warning"),
+        ("clean", "clean calls that had one"),
+    ):
+        if told[kind]:
+            warned = told[f"{kind}_warned"]
+            lines.append(f"{what.capitalize()}: {warned} of {told[kind]} ({warned / told[kind]:.1%}).")
+    return lines
+
+
 async def curate(context: StepContext) -> StepReport:
     """Retire memories that are past their end, said twice, or too many, of all tenants; forget our own old rows."""
     counts = {"expired": 0, "duplicates": 0, "over_limit": 0, "ticks": 0, "steps": 0, "replicas": 0}
@@ -178,6 +212,7 @@ LEARNER_STEPS: Final = (
     LearnerStep(name="patterns", run=patterns),
     LearnerStep(name="recent_changes", run=recent_changes),
     LearnerStep(name="learn_runs", run=learn_runs),
+    LearnerStep(name="tool_experience", run=tool_experience),
     LearnerStep(name="curate", run=curate),
 )
 """In the order in which a cycle does them."""
