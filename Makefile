@@ -22,7 +22,7 @@ help:  ## list these commands
 
 install: $(VENV)/.installed  ## set up .venv from requirements.lock; every other command does it by itself
 
-demo: install  ## a conversation, what was learned from it, and a second one that knows it
+demo: install  ## the whole way once: conversations, approvals, discovery, an alert
 	@$(BIN)/agent demo $(ARGS)
 
 dev: install .env  ## the graphs under `langgraph dev`, with learner and approvals (/approvals)

@@ -2962,7 +2962,7 @@ BEGIN
     WHERE d.reported_by = deployment.own AND d.sink = ANY (sinks) AND d.state IN ('waiting', 'failed')
       AND NOT agent_private.has_earlier_delivery(d);
     PERFORM agent_private.leave(deployment.previous);
-    RETURN jsonb_build_object('delivery', taken, 'next_in_seconds', greatest(next_in, 0));
+    RETURN jsonb_build_object('delivery', taken, 'next_in_seconds', CASE WHEN next_in IS NOT NULL THEN greatest(next_in, 0) END);
 END
 $$;
 

@@ -1052,6 +1052,13 @@ def test_the_demo_goes_the_whole_way(cli: Cli) -> None:
     assert "def run(email: str)" in tool
     assert tool.index("grace approves") < tool.index('"238.00 euros"')
     assert re.search(r"\d+ rows, intact", tool)
+    found = told.partition("6. What the application holds")[2]
+    assert "shop.orders (email) → shop.customers (email), declared" in found
+    assert re.search(r"- status: delivered \d+ %, shipped \d+ %", found)
+    assert "ada@example.com" not in found
+    alert = found.partition("7. The monitor")[2]
+    assert alert.index("Critical: PUBLIC may UPDATE on shop.orders") < alert.index("REVOKE USAGE")
+    assert alert.index("REVOKE USAGE") < alert.index("Resolved: PUBLIC may UPDATE on shop.orders")
     assert "What next" in later
     assert shown.stderr.count("Traceback") == 0, shown.stderr
     assert cli.json("memory", "list") == []

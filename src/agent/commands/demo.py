@@ -114,6 +114,7 @@ class _Demo:
             self._show_recalled()
             self._import_runs()
             self._operate()
+            self._find_out()
             self._what_next(is_kept=is_kept)
         finally:
             portal().run_sync(self._machine.aclose())
@@ -228,6 +229,11 @@ class _Demo:
             machine=self._machine, user=self._user, say_turn=_say_turn, say_steps=_say_steps
         ).show()
 
+    def _find_out(self) -> None:
+        from agent.commands.demo_discovery import DiscoveryDemo
+
+        DiscoveryDemo(machine=self._machine).show()
+
     def _what_next(self, *, is_kept: bool) -> None:
         heading("\nWhat next")
         if is_kept:
@@ -250,6 +256,7 @@ def _settings_in(folder: Path) -> Settings:
         update={
             "database_url": None,
             "supabase_url": None,
+            "app_database_url": None,
             "data_dir": folder,
             "default_user": None,
             "quiet_period": timedelta(0),
