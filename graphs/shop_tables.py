@@ -5,6 +5,8 @@ They go into the embedded database only: into nobody's own Postgres are sample t
 
 from __future__ import annotations
 
+from typing import LiteralString
+
 import psycopg
 
 from agent.database.opening import EmbeddedDatabase, open_database
@@ -40,12 +42,31 @@ INSERT INTO shop.orders (order_id, email, item, paid_cents, status, ordered_on) 
     ('A1006', 'dan@example.com', 'mouse', 3900, 'delivered', '2026-10-28')
 ON CONFLICT DO NOTHING;
 """
+_NOTEBOOKS: LiteralString = """
+INSERT INTO shop.orders (order_id, email, item, paid_cents, status, ordered_on)
+SELECT 'B' || n, (ARRAY['ada', 'ben', 'cleo', 'dan'])[1 + n % 4] || '@example.com', 'notebook', 650 + n * 10,
+       CASE WHEN n % 20 = 0 THEN 'refunded' WHEN n < 320 THEN 'delivered' WHEN n < 380 THEN 'shipped'
+            ELSE 'processing' END,
+       date '2026-11-19' - (400 - n) / 40
+FROM generate_series(1, 400) AS n ON CONFLICT DO NOTHING
+"""
 
 
 def make_shop_tables(url: str) -> None:
     """Make the tables and fill them, where they are not there; what is there stays as it is."""
     with psycopg.connect(url, autocommit=False) as connection:
         connection.execute(_TABLES)
+
+
+def sell_notebooks(url: str) -> None:
+    """Add 400 orders, so that there is something to see patterns in."""
+    run_as_owner(url, _NOTEBOOKS)
+
+
+def run_as_owner(url: str, statements: LiteralString) -> None:
+    """Run statements as whoever owns the shop's tables."""
+    with psycopg.connect(url) as connection:
+        connection.execute(statements)
 
 
 def main() -> None:

@@ -333,6 +333,11 @@ async def test_a_notice_that_always_fails_holds_up_no_later_one(office: AlertOff
     assert [notice.cause for notice in sink.notices] == [f"error_rate:{number}" for number in range(3)]
 
 
+async def test_with_nothing_to_send_a_sender_is_not_told_to_come_again(office: AlertOffice) -> None:
+    taken = await office.database.call("take_alert_delivery", NOBODY, sinks=["recorder"], lease_seconds=60.0)
+    assert taken == {"delivery": None, "next_in_seconds": None}
+
+
 async def test_what_a_killed_sender_held_is_taken_over_when_its_lease_ends_and_its_late_word_is_not_taken(
     office: AlertOffice,
 ) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, LiteralString
-
-import psycopg
+from typing import TYPE_CHECKING, Final
 
 from agent.commands.output import heading, one_line, say
 from agent.errors import OperatorError
@@ -20,14 +18,6 @@ if TYPE_CHECKING:
 _SCHEMA: Final = "shop"
 _QUESTION: Final = "Which table holds what customers paid?"
 _TOKENS: Final = 300
-_WEEKS_OF_ORDERS: Final = """
-INSERT INTO shop.orders (order_id, email, item, paid_cents, status, ordered_on)
-SELECT 'B' || n, (ARRAY['ada', 'ben', 'cleo', 'dan'])[1 + n % 4] || '@example.com', 'notebook', 650 + n * 10,
-       CASE WHEN n % 20 = 0 THEN 'refunded' WHEN n < 320 THEN 'delivered' WHEN n < 380 THEN 'shipped'
-            ELSE 'processing' END,
-       date '2026-11-19' - (400 - n) / 40
-FROM generate_series(1, 400) AS n ON CONFLICT DO NOTHING
-"""
 _MISTAKE: Final = "GRANT USAGE ON SCHEMA shop TO PUBLIC; GRANT UPDATE ON shop.orders TO PUBLIC"
 _REMEDY: Final = "REVOKE USAGE ON SCHEMA shop FROM PUBLIC; REVOKE UPDATE ON shop.orders FROM PUBLIC"
 _WIDTH: Final = 116
@@ -62,9 +52,10 @@ class DiscoveryDemo:
     def _discover(self) -> None:
         from agent.discovery.pattern_text import describe_table
         from agent.learning.auto_discover import AutoDiscovery
+        from graphs.shop_tables import sell_notebooks
 
         say("  (The shop has sold 400 notebooks meanwhile.)")
-        self._execute(_WEEKS_OF_ORDERS)
+        sell_notebooks(self._url)
         discovery = AutoDiscovery(settings=self.machine.settings, database=self.machine.database)
         found = discovery.discover_app_structure_sync([_SCHEMA], patterns=True)
         _say_structure(found)
@@ -79,6 +70,7 @@ class DiscoveryDemo:
     def _watch(self) -> None:
         from agent.monitoring.alerts import Alerts
         from agent.monitoring.continuous_monitor import ContinuousMonitor
+        from graphs.shop_tables import run_as_owner
 
         told = _Told()
         settings, database = self.machine.settings, self.machine.database
@@ -90,7 +82,7 @@ class DiscoveryDemo:
         say(f"  It makes {len(report.checks)} checks, every five minutes. Somebody makes a mistake:")
         for statement, kind in ((_MISTAKE, "raised"), (_REMEDY, "resolved")):
             say(f"    {statement}")
-            self._execute(statement)
+            run_as_owner(self._url, statement)
             told.notices.clear()
             portal().run_sync(monitor.run_once())
             notice = next(
@@ -105,9 +97,9 @@ class DiscoveryDemo:
                 say(f"      {one_line(notice.advice, _WIDTH)}")
                 say("  It is told once, and again every few hours while it lasts. Somebody puts it right:")
 
-    def _execute(self, statements: LiteralString) -> None:
-        with psycopg.connect(portal().run_sync(self.machine.queue_url())) as connection:
-            connection.execute(statements)
+    @property
+    def _url(self) -> str:
+        return portal().run_sync(self.machine.queue_url())
 
 
 def _say_structure(found: AppStructure) -> None:
