@@ -108,6 +108,11 @@ def test_text_that_somebody_wrote_is_never_shown() -> None:
     assert column_of(["yes"] * 50 + [said * 2] * 5)["top"] == []
 
 
+@pytest.mark.parametrize("name", ["notes", "customer_comment", "cancelReason", "bemerkung"])
+def test_what_repeats_in_a_column_for_free_text_is_no_label(name: str) -> None:
+    assert column_of(["diabetic"] * 50, name=name)["top"] == []
+
+
 def test_ranges_of_numbers_and_times() -> None:
     assert column_of(["3", "10", "-2"], "integer")["minimum"] == -2
     assert column_of(["3.50", "10.25"], "numeric(10,2)")["maximum"] == 10.25

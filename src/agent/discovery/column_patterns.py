@@ -10,7 +10,12 @@ from typing import Any, Final
 
 from agent.discovery.column_types import format_of_type, kind_of
 from agent.discovery.formats import VALUE_LIMIT, format_of
-from agent.discovery.personal_data import may_show, personal_by_name, personal_by_values
+from agent.discovery.personal_data import (
+    is_written_by_people,
+    may_show,
+    personal_by_name,
+    personal_by_values,
+)
 
 TOP_MAX: Final = 20
 """Values of a low-cardinality column that are shown."""
@@ -100,7 +105,8 @@ def column_pattern(
         return pattern | _times([*counts, *(value for value in newest if value is not None)], where)
     if kind == "number" or (kind == "other" and pattern["format"] in ("integer", "number")):
         pattern |= _numbers(counts, where)
-    if not (where.is_unique or (where.is_key and kind == "number")):
+    is_written = kind in ("text", "other") and is_written_by_people(column["name"])
+    if not (where.is_unique or is_written or (where.is_key and kind == "number")):
         pattern["top"] = _top(counts, kind)
     return pattern
 

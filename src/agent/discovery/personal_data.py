@@ -62,7 +62,8 @@ _WORDS: Final[Mapping[str, str]] = {
         username nickname screenname login userlogin handle realname personname customername contactname vorname
         nachname familienname benutzername nom prenom nombre apellido apellidos nome cognome sobrenome voornaam
         achternaam imie nazwisko author assignee reporter signatory recipient sender beneficiary contactperson
-        ansprechpartner initials avatar photo portrait selfie
+        ansprechpartner initials
+        holder cardholder accountholder spouse mother father guardian avatar photo portrait selfie
         """,
     "sensitive": """
         gender sex geschlecht sexe sexo genero religion confession ethnicity ethnic race nationality citizenship
@@ -95,6 +96,14 @@ _PEOPLE: Final = word_set("""
     usuarios persona personas empleado empleados client personne personnes utilisateur utilisateurs utente
     utenti dipendente pessoa pessoas klant klanten gebruiker klient klienci osoba pracownik
     """)
+# Columns in which people write what they like.
+_WRITTEN: Final = word_set(
+    """
+    note notes comment comments remark remarks description message messages body text memo bio about feedback reason
+    complaint review summary transcript answer question content kommentar bemerkung notiz beschreibung nachricht
+    commentaire remarque comentario nota notas descripcion mensaje observacao descricao commento descrizione opmerking
+    """
+)
 _ONE_PERSON: Final = word_set("owner contact agent person customer user client employee manager")
 # What a name ends with when it tells about a thing and does not hold it: `email_status`, `address_type`, `name_count`.
 _ABOUT: Final = word_set("""
@@ -132,6 +141,11 @@ _LABEL = re.compile(
 def is_restricted(schema: str) -> bool:
     """Whether all columns of this schema are personal."""
     return schema.lower() in RESTRICTED_SCHEMAS
+
+
+def is_written_by_people(column: str) -> bool:
+    """Whether a column is made for free text, so that even what repeats in it is not a label."""
+    return bool(_WRITTEN & set(name_words(column)))
 
 
 def personal_by_name(schema: str, table: str, column: str, type_kind: str) -> str | None:
