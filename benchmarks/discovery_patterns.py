@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,9 @@ from agent.discovery.sampling import SAMPLED_KINDS
 from agent.discovery.structure import AppStructure, full_name
 from agent.learning.auto_discover import AutoDiscovery
 from agent.testing.throwaway import ThrowawayDatabase, throwaway_database
+from benchmarks.environment import commit
 
+RESULTS: Final = Path(__file__).parent / "results" / "discovery_patterns.md"
 ROWS: Final = 400
 """Rows that are made up for each table."""
 
@@ -356,11 +359,15 @@ async def main() -> None:
     data = Path(os.environ.get("LEARNING_DATA") or Path(__file__).parents[2] / "shared" / "data")
     parser.add_argument("--pagila", type=Path, default=data / "schemas" / "pagila_schema.sql")
     given = parser.parse_args()
-    for name, schema in (("crm", CRM), ("stock", STOCK)):
-        print(await accuracy(name, schema))
+    found = [await accuracy(name, schema) for name, schema in (("crm", CRM), ("stock", STOCK))]
     if given.pagila.is_file():
-        print(await accuracy("pagila", pagila_schema(given.pagila), PAGILA_UNDECLARED))
-    print(await time_patterns(given.tables))
+        found.append(await accuracy("pagila", pagila_schema(given.pagila), PAGILA_UNDECLARED))
+    lines = [*map(str, found), str(await time_patterns(given.tables))]
+    print(*lines, sep="\n")
+    where = f"Commit {commit()}, Python {platform.python_version()}, {os.cpu_count()} processors"
+    busy = f"load {os.getloadavg()[0]:.1f} when it ended."
+    text = "\n".join(f"- {line}" for line in lines)
+    RESULTS.write_text(f"# Patterns of data\n\n{where}, {busy}\n\n{text}\n", "utf-8")
 
 
 def pagila_schema(path: Path) -> str:

@@ -197,6 +197,25 @@ async def test_growth_is_of_stored_estimates(
     assert growth == pytest.approx(50, rel=0.01)
 
 
+async def test_a_prompt_is_told_of_patterns_and_of_inferred_references(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    rows(learning_database.url, SHOP)
+    discovery = AutoDiscovery(settings=learning_database.settings, database=database)
+    structure = await discovery.discover_app_structure()
+    assert {pattern["table"] for pattern in structure.patterns} == {
+        "public.customers", "public.orders", "public.order_status_history",
+    }  # fmt: skip
+
+    told = await discovery.render("which customers have open orders?", 2000)
+
+    assert "customer_id integer references public.customers as its values say" in told
+    assert "email text (personal (email))" in told
+    assert any("open→paid" in line for line in told.splitlines() if line.startswith("  status "))
+    again = await discovery.discover_app_structure(patterns=True)
+    assert again.patterns[0]["sampled_at"] > structure.patterns[0]["sampled_at"]
+
+
 # What is never told
 
 PERSONAL = """

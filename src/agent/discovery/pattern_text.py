@@ -37,6 +37,12 @@ def describe_column(pattern: Mapping[str, Any], column: str) -> str:
     Returns:
         An empty text where there is nothing to tell.
     """
+    words = column_words(pattern, column)
+    return f"{quoted(column)}: {words}" if words else ""
+
+
+def column_words(pattern: Mapping[str, Any], column: str) -> str:
+    """`describe_column` without the column's name."""
     known = pattern["columns"].get(column)
     parts = [] if known is None else _parts(known)
     steps = [
@@ -47,7 +53,7 @@ def describe_column(pattern: Mapping[str, Any], column: str) -> str:
     ]
     if steps:
         parts.append(", ".join(dict.fromkeys(steps[:_STEPS_TOLD])))
-    return f"{quoted(column)}: {'; '.join(parts)}" if parts else ""
+    return "; ".join(parts)
 
 
 def _parts(known: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from agent.discovery.object_text import words_of
+from agent.discovery.pattern_text import column_words
 from agent.discovery.structure import AppStructure, full_name, function_name, quoted
 from agent.learning.rendering import inert, tokens
 
@@ -39,10 +40,16 @@ def render_structure(structure: AppStructure, question: str, *, token_budget: in
         function_name(function): function for function in structure.functions
     }
     ranked = _ranked(structure, objects, question)
+    patterns = {pattern["table"]: pattern for pattern in structure.patterns}
+    inferred = {
+        (tie["from_table"], tie["from_columns"][0]): tie["to_table"]
+        for tie in structure.relationships
+        if not tie["declared"]
+    }
     lines: list[str] = []
     shown: set[str] = set()
     for name in ranked:
-        text = _in_full(name, objects[name])
+        text = _in_full(name, objects[name], patterns.get(name), inferred)
         cost = tokens(text) + 1
         if cost <= left:
             left -= cost
@@ -104,8 +111,12 @@ def _weights(document: Document) -> dict[str, float]:
     return found
 
 
-def _in_full(name: str, document: Document) -> str:
-    return _function(name, document) if "arguments" in document else "\n".join(_table(name, document))
+def _in_full(
+    name: str, document: Document, pattern: Document | None, inferred: Mapping[tuple[str, str], str]
+) -> str:
+    if "arguments" in document:
+        return _function(name, document)
+    return "\n".join(_table(name, document, pattern, inferred))
 
 
 def _function(name: str, function: Document) -> str:
@@ -115,7 +126,9 @@ def _function(name: str, function: Document) -> str:
     return inert(f"{function['kind']} {head}({function['arguments']}){result}, {writes}{_comment(function)}")
 
 
-def _table(name: str, table: Document) -> Iterable[str]:
+def _table(
+    name: str, table: Document, pattern: Document | None, inferred: Mapping[tuple[str, str], str]
+) -> Iterable[str]:
     facts = [f"{table['kind'].replace('_', ' ')} {name}"]
     if table["row_estimate"] is not None:
         facts.append(f"about {table['row_estimate']} rows")
@@ -131,9 +144,12 @@ def _table(name: str, table: Document) -> Iterable[str]:
             parts.append("not null")
         if (key := keys.get(column["name"])) is not None:
             parts.append(f"references {full_name(key['to_schema'], key['to_table'])}")
+        elif (other := inferred.get((name, column["name"]))) is not None:
+            parts.append(f"references {other} as its values say")
         if column["enum"]:
             parts.append(f"one of {', '.join(column['enum'][:_VALUES_MAX])}")
-        yield "  " + inert(" ".join(parts) + _comment(column))
+        data = column_words(pattern, column["name"]) if pattern is not None else ""
+        yield "  " + inert(" ".join(parts) + (f" ({data})" if data else "") + _comment(column))
     for key in table["foreign_keys"]:
         if len(key["columns"]) > 1:
             to = full_name(key["to_schema"], key["to_table"])
