@@ -148,7 +148,8 @@ async def measure(rounds: int) -> str:
     )
     work = (
         f"Of a structure call, the server's process works {first_work:.2f} s where nothing is known and "
-        f"{known_work:.2f} s where nothing changed; the rest is waiting for a processor, and for Python to read the answer."
+        f"{known_work:.2f} s where nothing changed; the rest is waiting for "
+        "a processor, and for Python to read the answer."
     )
     lines = [
         "# Discovery of a large application",
