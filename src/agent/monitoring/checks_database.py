@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Final
 
 from agent.identity import Identity
+from agent.learning.background_learner import CLOCK_NAME as LEARNER_CLOCK
 from agent.monitoring.checks import Check, Look, a_time, for_people
 from agent.monitoring.exact_tests import median, robust_scale
 from agent.monitoring.findings import Finding, Severity, cause_of
 from agent.monitoring.readings import Series
 
-LEARNER_CLOCK: Final = "learner"
 _INTERVALS_LATE = 3
 # The longest that is still well, and from when on it is critical, in seconds.
 _QUEUE_SECONDS, _QUEUE_CRITICAL_SECONDS = 600, 3_600
@@ -75,7 +74,7 @@ async def _learner_freshness(look: Look) -> list[Finding]:
                     tenant_id=look.tenant(waiting["tenant_id"]),
                 )
             )
-    return [*found, *await _learner_ticks(look, now)]
+    return [*found, *await _learner_ticks(look, now), *await _learner_steps(look)]
 
 
 async def _learner_ticks(look: Look, now: datetime) -> list[Finding]:
@@ -106,6 +105,26 @@ async def _learner_ticks(look: Look, now: datetime) -> list[Finding]:
             ),
         )
     ]  # fmt: skip
+
+
+async def _learner_steps(look: Look) -> list[Finding]:
+    """The steps of the learner's newest cycle that failed for good."""
+    cycles = await look.database.call("list_cycles", Identity(tenant_id=look.settings.tenant), cycle_limit=1)
+    return [
+        Finding(
+            cause=cause_of("learner_freshness", step=step["step"]),
+            check="learner_freshness",
+            severity="warning",
+            title=f"The step {step['step']} of the background learner failed",
+            what=f"It was tried {step['attempts']} times in the newest cycle; the other steps went on.",
+            since=a_time(step["finished_at"], step["started_at"]),
+            evidence={"step": step["step"], "attempts": step["attempts"], "error": step["error"]},
+            advice="Read the error; `agent learn --once` tries it again.",
+        )
+        for cycle in cycles
+        for step in cycle["steps"]
+        if step["state"] == "failed"
+    ]
 
 
 async def _connections(look: Look) -> list[Finding]:

@@ -7,10 +7,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from agent import telemetry
 from agent.clock import Clock, Tick
+from agent.database import open_database
 from agent.errors import ConfigurationError, DatabaseUnavailable
 from agent.events import emit
 from agent.monitoring import (
@@ -81,16 +83,17 @@ class MonitorReport:
 
 
 class ContinuousMonitor:
-    """Looks at everything every `interval_minutes`, in one of all replicas that run it.
+    """Looks at everything once per interval, in one of the replicas that run it.
 
-    Made without I/O. Safe from any event loop: the work is done in the portal.
+    Nothing is read or contacted before it is started or run. The methods may be called in any event loop; each has a
+    sync door with `_sync` behind its name.
 
     Args:
-        interval_minutes: from look to look; `None` is `monitor_interval` of the settings, by default 5.
-        settings: instead of those of the environment.
-        database: instead of the one that the settings name.
-        checks: instead of all.
-        alerts: instead of alerts to the sinks that the settings name.
+        interval_minutes: time between two looks; `None` is `settings.monitor_interval`, by default 5 minutes.
+        settings: by default those of the environment.
+        database: by default that of the settings.
+        checks: what is looked at; by default everything.
+        alerts: who is told; by default the sinks of the settings.
 
     Raises:
         ConfigurationError: the interval is not more than 0.
@@ -110,51 +113,39 @@ class ContinuousMonitor:
         self._interval_minutes = interval_minutes
         self._given_settings = settings
         self._given_database = database
+        self._given_alerts = alerts
         self._checks = tuple(checks)
-        self._alerts = alerts
-        self._clock: Clock | None = None
 
-    @property
+    @cached_property
     def settings(self) -> Settings:
-        """Its settings; those of the environment are read at the first use."""
-        if self._given_settings is None:
-            self._given_settings = current_settings()
-        return self._given_settings
+        """The settings, read when first asked for."""
+        return self._given_settings or current_settings()
 
-    @property
+    @cached_property
     def database(self) -> Database:
-        """Where it looks and keeps what it measures."""
-        if self._given_database is None:
-            from agent.database import open_database
+        """Where it looks and keeps what it measures, opened when first called."""
+        return self._given_database or open_database(self.settings)
 
-            self._given_database = open_database(self.settings)
-        return self._given_database
+    @cached_property
+    def clock(self) -> Clock:
+        """What starts the looks."""
+        minutes = self._interval_minutes
+        interval = self.settings.monitor_interval if minutes is None else timedelta(minutes=minutes)
+        return Clock(
+            CLOCK_NAME, interval, database=self.database, settings=self.settings, cycle=self._do_tick
+        )
 
-    @property
-    def interval(self) -> timedelta:
-        """From look to look."""
-        if self._interval_minutes is None:
-            return self.settings.monitor_interval
-        return timedelta(minutes=self._interval_minutes)
-
-    @property
-    def is_running(self) -> bool:
-        """Whether it was started and not stopped."""
-        return self._clock is not None
+    @cached_property
+    def _alerts(self) -> Alerts:
+        return self._given_alerts or Alerts(self.settings, self.database)
 
     async def start(self) -> None:
-        """Look from now on, once per interval for all replicas. A database that is away is waited for."""
-        if self._clock is None:
-            self._clock = Clock(
-                CLOCK_NAME, self.interval, database=self.database, settings=self.settings, cycle=self._cycle
-            )
-            await self._clock.start()
+        """Look now where this slot's look was not done, then once per interval; wait for a database that is away."""
+        await self.clock.start()
 
     async def stop(self) -> None:
-        """Stop; a look that runs is finished, for `exit_timeout` at most."""
-        clock, self._clock = self._clock, None
-        if clock is not None:
-            await clock.stop()
+        """Stop. A look that runs gets `exit_timeout`; what was not looked at another replica does."""
+        await self.clock.stop()
 
     async def run_once(self) -> MonitorReport:
         """Look at everything now, whatever the clock says, and raise, keep and resolve alerts.
@@ -167,13 +158,23 @@ class ContinuousMonitor:
         """
         return await portal().run(self._look())
 
-    async def _cycle(self, tick: Tick) -> None:
+    def start_sync(self) -> None:
+        """`start` from a thread without an event loop."""
+        portal().run_sync(self.start())
+
+    def stop_sync(self) -> None:
+        """`stop` from a thread without an event loop."""
+        portal().run_sync(self.stop())
+
+    def run_once_sync(self) -> MonitorReport:
+        """`run_once` from a thread without an event loop."""
+        return portal().run_sync(self.run_once())
+
+    async def _do_tick(self, tick: Tick) -> None:
         await self._look()
 
     async def _look(self) -> MonitorReport:
         began = time.monotonic()
-        if self._alerts is None:
-            self._alerts = Alerts(self.settings, self.database)
         look = Look(database=self.database, settings=self.settings, budget=_CHECK_BUDGET)
         try:
             async with asyncio.timeout(_CHECK_BUDGET.total_seconds()):
