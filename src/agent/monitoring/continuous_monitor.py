@@ -135,6 +135,11 @@ class ContinuousMonitor:
             CLOCK_NAME, interval, database=self.database, settings=self.settings, cycle=self._do_tick
         )
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return "clock" in vars(self) and self.clock.is_running
+
     @cached_property
     def _alerts(self) -> Alerts:
         return self._given_alerts or Alerts(self.settings, self.database)
