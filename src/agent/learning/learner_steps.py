@@ -73,7 +73,7 @@ class LearnerStep:
 async def discover(context: StepContext) -> StepReport:
     """Read the application's structure again; only what changed is read in full and learned."""
     discovery = AutoDiscovery(settings=context.settings, database=context.database)
-    structure = await discovery.discover_app_structure(progress=context.progress)
+    structure = await discovery.discover_app_structure(patterns=False, progress=context.progress)
     changes = {what: len(structure.changes.get(what, ())) for what in ("added", "removed", "changed")}
     counts = {
         "tables": len(structure.tables),
