@@ -53,7 +53,7 @@ def test_what_bears_on_the_question_is_shown_in_full_and_the_rest_by_name() -> N
 
 
 def test_tables_that_a_key_ties_to_the_best_come_next() -> None:
-    tie = {"from_table": "public.refunds", "to_table": "public.invoices"}
+    tie = {"from_table": "public.refunds", "to_table": "public.invoices", "declared": True}
     structure = a_structure(
         a_table("accounts", a_column("a")),
         a_table("invoices", a_column("b")),
