@@ -29,6 +29,7 @@ from agent.approval.risk import Risk
 from agent.errors import ConfigurationError, ConflictError, InvalidRequest, LearningError, Refused
 from agent.events import emit
 from agent.execution.call_arguments import check_taken
+from agent.execution.call_judging import judged, still_approved
 from agent.execution.execution_records import (
     Assessment,
     ExecutionResult,
@@ -314,7 +315,7 @@ class CallGate:
                 return replace(call, refusal=(status, found.why, found.risk))
             if found.decision == "allow" and found.risk is Risk.READ:
                 return replace(call, assessment=found)
-            approval = await self.executor.propose(
+            approval = await self.executor.permits.propose(
                 found,
                 caller.identity,
                 request_key=key,
@@ -350,7 +351,8 @@ class CallGate:
         if name not in caller.written:
             self._check_taken(name, arguments)
         is_written = name in caller.written and name not in self.risks
-        return self.executor.judged(
+        return judged(
+            self.executor.policy,
             Appraisal(risk=Risk.READ if is_written else self.risks.get(name, Risk.WRITE)),
             tool=name,
             tool_version="1",
@@ -634,7 +636,9 @@ class CallGate:
             return await self._admit(name, arguments, call_id, kept, caller)
         except LearningError as error:
             status: Status = "denied" if isinstance(error, Refused) else "failed"
-            return await self.executor.turn_away(name, arguments, caller.identity, status, str(error))
+            return await self.executor.refusals.turn_away(
+                name, arguments, caller.identity, status, str(error)
+            )
 
     async def _admit(
         self,
@@ -648,7 +652,7 @@ class CallGate:
             raise Refused("nobody decided on this call: it did not come from the model's last message")
         if (refusal := kept.get("refusal")) is not None:
             status, why, risk = refusal
-            return await self.executor.turn_away(
+            return await self.executor.refusals.turn_away(
                 name, arguments, caller.identity, status, why, risk=Risk.of(risk)
             )
         if kept.get("call") != _digest(name, arguments):
@@ -660,10 +664,10 @@ class CallGate:
             )
             if found.args_hash != kept.get("args_hash"):
                 raise Refused("the policy file has changed since the call was allowed")
-            return await self.executor.admit(found, caller.identity)
+            return await self.executor.permits.admit(found, caller.identity)
         approval = await self.executor.queue.get(approval_id, caller.identity)
         if approval.state != "approved":
-            result = await self.executor.not_run(approval, caller.identity)
+            result = await self.executor.refusals.not_run(approval, caller.identity)
             if result.status == "rejected" and approval.note == UNREADABLE:
                 why = "the answer about it could not be read, and that counts as a no"
                 again = "Do not try it again unless the user asks."
@@ -672,10 +676,10 @@ class CallGate:
         if self.executor.registry.get(name) is not None:
             found = await self.executor.approved_call(approval, caller.identity)
         else:
-            found = self.executor.still_approved(
+            found = still_approved(
                 await self.assess(name, approval.arguments, replace(caller, tainted=False), call_id), approval
             )
-        return await self.executor.admit(found, caller.identity, approval)
+        return await self.executor.permits.admit(found, caller.identity, approval)
 
     def message(self, result: ExecutionResult, call_id: str) -> ToolMessage:
         """The message for a model."""

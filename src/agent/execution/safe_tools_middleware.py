@@ -294,7 +294,9 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
         if kept is None or caller is None:
             nobody = Identity(tenant_id=self.executor.settings.tenant)
             why = "the private state of the run is not ours"
-            turned = await self.executor.turn_away(call["name"], call["args"], nobody, "refused", why)
+            turned = await self.executor.refusals.turn_away(
+                call["name"], call["args"], nobody, "refused", why
+            )
             return self.gate.message(turned, call_id)
         decided = (kept.get("calls") or {}).get(call_id)
         written = await self._written_tools(request.state)

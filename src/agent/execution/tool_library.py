@@ -18,6 +18,7 @@ from agent.approval.risk import Risk
 from agent.errors import ConflictError, InvalidRequest, LearningError, NotFound, Refused
 from agent.events import emit
 from agent.execution.argument_schema import same_json
+from agent.execution.call_judging import judged, request_for, require_rights
 from agent.execution.host_function import HostAnswer, HostFunction
 from agent.execution.tool_definition import (
     WRITING_TOOLS,
@@ -161,7 +162,7 @@ class ToolLibrary:
             examples=list(examples) if isinstance(examples, list | tuple) else examples,
             taken=sorted(self._executor.taken_names),
         )
-        self._executor.require_rights(CREATE_NEW_TOOL, CREATE_RIGHTS, identity)
+        require_rights(self._executor.policy, CREATE_NEW_TOOL, CREATE_RIGHTS, identity)
         functions = self.host_functions()
         check = await self._sandbox.check(definition.code, definition.parameters, functions)
         if check.problems:
@@ -440,7 +441,8 @@ class ToolLibrary:
         """The approval of this version: asked for, or as it stands."""
         arguments = {"name": version.name, "version": version.version, "code_hash": version.code_hash}
         may = ", ".join(version.capabilities) or "nothing"
-        found = self._executor.judged(
+        found = judged(
+            self._executor.policy,
             Appraisal(
                 risk=Risk.WRITE,
                 shown=version.as_shown(),
@@ -464,7 +466,9 @@ class ToolLibrary:
         key = f"tool_version:{version.name}:{version.version}:{identity.user_id or ''}"
         request = replace(
             # A rule may allow calls, but never that code of an agent becomes a tool.
-            self._executor.request_for(replace(found, decision="ask"), request_key=key, reason=reason),
+            request_for(
+                self._executor.policy, replace(found, decision="ask"), request_key=key, reason=reason
+            ),
             kind="tool_version",
             args_hash=approval_hash(arguments, identity),
             fingerprint=None,

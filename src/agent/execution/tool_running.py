@@ -25,6 +25,7 @@ from agent.errors import (
 )
 from agent.events import emit
 from agent.execution.argument_schema import check_arguments
+from agent.execution.call_judging import require_rights
 from agent.execution.continuation_seal import ContinuationSeal
 from agent.execution.host_function import CallHost, HostAnswer, HostFunction, usable_as_name
 from agent.execution.result_text import as_recorded, fenced, inert
@@ -293,7 +294,7 @@ class ToolRunner:
         """
         specs = [spec for spec in map(self._executor.registry.get, capabilities) if spec is not None]
         needed = {right for spec in specs for right in spec.needed_rights}
-        self._executor.require_rights(tool, needed, identity)
+        require_rights(self._executor.policy, tool, needed, identity)
 
     async def _approval_of(self, version: ToolVersion, identity: Identity) -> Approval | None:
         return None if version.approval_id is None else await self._queue.get(version.approval_id, identity)
@@ -370,13 +371,13 @@ class ToolRunner:
                 found = await self._executor.assess(
                     name, arguments, progress.identity, tainted=tainted, tool_call_id=call, measured=False
                 )
-                self._executor.require_rights(name, found.rights, progress.author)
+                require_rights(self._executor.policy, name, found.rights, progress.author)
                 if found.decision != "deny" and found.risk is not Risk.READ:
                     found = await self._executor.assess(
                         name, arguments, progress.identity, tainted=tainted, tool_call_id=call
                     )
                 if found.decision == "ask" or (found.decision == "allow" and found.risk is not Risk.READ):
-                    approval = await self._executor.propose(
+                    approval = await self._executor.permits.propose(
                         found,
                         progress.identity,
                         request_key=f"call:{call}",
@@ -390,7 +391,7 @@ class ToolRunner:
                         name, arguments, identity=progress.identity, tainted=tainted, request_key=call
                     )
             except Refused as error:
-                result = await self._executor.turn_away(
+                result = await self._executor.refusals.turn_away(
                     name, arguments, progress.identity, "denied", str(error)
                 )
             except LearningError as error:  # told to the code, which may go on without

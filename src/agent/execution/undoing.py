@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from agent.approval.risk import Risk
 from agent.errors import LearningError, NotFound, Refused
+from agent.execution.call_judging import judged
 from agent.execution.execution_records import ExecutionResult, call_key, failure_of
 from agent.execution.tool_registry import Appraisal, ToolOutcome
 from agent.identity import Identity
@@ -43,7 +44,8 @@ async def undo(executor: SafeExecutor, log_id: int, *, identity: Identity) -> Ex
         raise Refused(f"{identity.user_id} is no reviewer who may decide on a WRITE in this tenant")
     nobody = Identity(tenant_id=identity.tenant_id)
     effects = await executor.sql.try_undo(log, identity.tenant_id)
-    found = executor.judged(
+    found = judged(
+        executor.policy,
         Appraisal(
             risk=Risk.WRITE,
             summary=f"undo entry {log_id} of the log",
@@ -63,7 +65,7 @@ async def undo(executor: SafeExecutor, log_id: int, *, identity: Identity) -> Ex
     )
     if found.decision == "deny":
         raise Refused(found.why)
-    asked = await executor.propose(
+    asked = await executor.permits.propose(
         replace(found, decision="ask"), nobody, request_key=call_key(None, UNDO, secrets.token_hex(16))
     )
     outcome = await executor.queue.decide(
@@ -80,7 +82,7 @@ async def undo(executor: SafeExecutor, log_id: int, *, identity: Identity) -> Ex
         raise Refused(
             outcome.why or f"{found.required_votes} people must agree to a write, so one alone cannot undo it"
         )
-    permit = await executor.admit(found, nobody, approval)
+    permit = await executor.permits.admit(found, nobody, approval)
     try:
         result = await executor.sql.undo(
             log,
