@@ -55,7 +55,7 @@ BEGIN
         $policy$, target);
     END LOOP;
     -- The monitor looks over all tenants and changes nothing of theirs.
-    FOREACH target IN ARRAY ARRAY['agent_run', 'agent_outcome', 'agent_memory'] LOOP
+    FOREACH target IN ARRAY ARRAY['agent_run', 'agent_outcome', 'agent_memory', 'agent_tool_call'] LOOP
         EXECUTE format($policy$
             CREATE POLICY of_the_monitor ON public.%I FOR SELECT TO agent_app
             USING ((SELECT current_setting('agent.reach', true)) = 'everywhere')
@@ -68,6 +68,7 @@ CREATE INDEX agent_run_by_end ON public.agent_run (finished_at, recorded_at) WHE
 CREATE INDEX agent_run_paused ON public.agent_run (finished_at) WHERE status = 'interrupted';
 CREATE INDEX agent_outcome_by_time ON public.agent_outcome (recorded_at);
 CREATE INDEX agent_execution_log_of_all ON public.agent_execution_log (at);
+CREATE INDEX agent_tool_call_failed ON public.agent_tool_call (called_at) WHERE template IS NOT NULL;
 CREATE INDEX approval_vote_by_time ON public.approval_vote (at);
 CREATE INDEX agent_memory_quarantined ON public.agent_memory (recorded_at) WHERE trust = 'external' AND superseded_at IS NULL;
 
@@ -375,6 +376,43 @@ BEGIN
 END
 $$;
 
+-- Errors of tools, by template, in the calls of the last recent_hours that are counted, beside fourteen days before: those
+-- that were met at least three times. Leans on agent_tool_call_failed and agent_tool_call_by_tool.
+-- Returns {now, errors: [{tenant_id, tool, template, failures, calls, earlier_failures, earlier_calls, since, run_ids}]}.
+CREATE FUNCTION public.monitor_errors(recent_hours integer DEFAULT 3)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter_as_server();
+    this_moment constant timestamptz := clock_timestamp();
+    recent_from constant timestamptz := this_moment - make_interval(hours => recent_hours);
+    found jsonb;
+BEGIN
+    WITH met AS (
+        SELECT c.tenant_id, c.tool, c.template, count(*) AS failures, min(c.called_at) AS since,
+               (array_agg(c.run_id ORDER BY c.called_at DESC))[1:10] AS run_ids
+        FROM public.agent_tool_call c
+        WHERE c.template IS NOT NULL AND c.called_at >= recent_from
+        GROUP BY c.tenant_id, c.tool, c.template
+        HAVING count(*) >= 3
+        ORDER BY 4 DESC LIMIT 100)
+    SELECT coalesce(jsonb_agg(to_jsonb(m) || jsonb_build_object(
+               'calls', k.calls, 'earlier_calls', k.earlier_calls, 'earlier_failures', k.earlier_failures)
+               ORDER BY m.tenant_id, m.tool, m.template), '[]') INTO found
+    FROM met m
+    CROSS JOIN LATERAL (
+        SELECT count(*) FILTER (WHERE c.called_at >= recent_from) AS calls,
+               count(*) FILTER (WHERE c.called_at < recent_from) AS earlier_calls,
+               count(*) FILTER (WHERE c.called_at < recent_from AND c.template = m.template) AS earlier_failures
+        FROM public.agent_tool_call c
+        WHERE c.tenant_id = m.tenant_id AND c.tool = m.tool AND c.called_at >= this_moment - interval '14 days') AS k;
+    PERFORM agent_private.leave(previous);
+    RETURN jsonb_build_object('now', this_moment, 'errors', found);
+END
+$$;
+
 -- Texts of runs that ended or came in since the last scan, oldest first: the first 4,000 characters of what users and tools said, of
 -- answers and of errors, of at most run_limit runs and 200 messages of each. Leans on agent_run_by_end.
 -- Returns {texts: [{tenant_id, run_id, agent_id, place, role, text}], until, more}; until goes to record_sightings.
@@ -497,6 +535,7 @@ SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.monitor_readings(integer, integer, integer)',
     'public.monitor_state(double precision)',
     'public.monitor_security(integer)',
+    'public.monitor_errors(integer)',
     'public.unscanned_texts(integer)',
     'public.record_sightings(jsonb, text)',
     'public.record_outcomes(jsonb, text, jsonb)']::regprocedure[]) AS f;

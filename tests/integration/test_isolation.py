@@ -179,6 +179,7 @@ WITHOUT_IDENTITY: dict[str, dict[str, Any]] = {
     "monitor_readings": {"recent_hours": 12, "history_days": 14, "series_limit": 10},
     "monitor_state": {"paused_seconds": 60.0},
     "monitor_security": {"history_days": 14},
+    "monitor_errors": {"recent_hours": 3},
     "unscanned_texts": {"run_limit": 10},
     "record_sightings": {"sightings": [], "scanned_until": None},
 }

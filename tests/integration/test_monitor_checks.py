@@ -391,6 +391,29 @@ async def test_sizes_are_read_once_an_hour(
 # --- errors that stay
 
 
+async def test_error_templates(database: PostgresDatabase, learning_database: ThrowawayDatabase) -> None:
+    def calls(name: str, template: str, ago: str, count: int) -> None:
+        rows(
+            learning_database.url,
+            f"""
+            INSERT INTO agent_tool_call (tenant_id, run_id, call_number, tool, template, called_at, conditions, risk,
+                                         is_repeat, was_warned)
+            SELECT 'default', '{name}', n, 'refund', {template}, now() - interval '{ago}', '{{}}', 0, false, false
+            FROM generate_series(1, {count}) AS n
+            """,
+        )
+
+    calls("well", "NULL", "2 days", 100)
+    calls("known", "'no order <id>'", "2 days", 20)
+    calls("lately", "NULL", "1 hour", 20)
+    calls("again", "'no order <id>'", "1 hour", 4)
+    assert await found(database, learning_database, "error_templates") == []
+    calls("new", "'the bank is closed'", "30 minutes", 5)
+    one = only(await found(database, learning_database, "error_templates"))
+    assert one.cause == "error_templates:tool=refund,template=the bank is closed"
+    assert (one.evidence["failures"], one.evidence["earlier_failures"]) == (5, 0)
+
+
 async def test_stuck_runs(database: PostgresDatabase, learning_database: ThrowawayDatabase) -> None:
     past_runs(learning_database.url, ("30 minutes", "0"), name="new", status="'interrupted'", learned="NULL")
     assert await found(database, learning_database, "stuck_runs") == []
