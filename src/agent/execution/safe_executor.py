@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from agent.execution.tool_library import ToolLibrary
 
 
-
 class SafeExecutor:
     """Runs tools for agents: only what the policy allows, or what the right people said yes to, and each yes once.
 
