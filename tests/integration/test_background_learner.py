@@ -26,6 +26,7 @@ from agent.learning.learner_steps import (
     memory_limits,
     tool_experience,
 )
+from agent.monitoring.continuous_monitor import ContinuousMonitor
 from agent.portal import portal
 from agent.settings import Settings
 from agent.testing.throwaway import ThrowawayDatabase
@@ -154,6 +155,10 @@ async def test_a_step_that_fails_is_tried_again_after_the_others_and_told_of(
         "fine": ("done", 1, {"things": 1}, None),
     }
     assert [event.facts["step"] for event in heard if event.name == "learning_step_failed"] == ["never"]
+    monitor = ContinuousMonitor(settings=settings, database=database)
+    assert [f.cause for f in (await monitor.run_once()).findings if f.check == "learner_freshness"] == [
+        "learner_freshness:step=never"
+    ]
     attempts = [event.facts for event in heard if event.name == "learning_step_attempt_failed"]
     assert [(facts["step"], facts["attempt"]) for facts in attempts] == [
         ("once", 1),
