@@ -1991,7 +1991,7 @@ $$;
 
 -- What is known of tools: {errors: [{tool, template, failures, first_seen_at, last_seen_at, reasons, evidence}], warnings: {templates,
 -- errors, repeats, repeats_warned, clean, clean_warned}, slow: [{tool, calls, median_ms, p95_ms, latest_median_ms}], sequences:
--- [{tools, runs, succeeded, lift}]}. Slow tools are those of the execution log whose median of the latest 20 calls is twice
+-- [{tools, runs, succeeded, lift}]}. wanted: tool, errors_only (true: nothing else is looked up). Slow tools are those of the execution log whose median of the latest 20 calls is twice
 -- that of the up to 500 before them. Sequences are of 2 to 5 tools, called one after the other in at least 3 of the latest
 -- 1,000 runs whose outcome is known; lift is their share of successes by that of all these runs.
 CREATE FUNCTION public.list_tool_experience(identity jsonb, wanted jsonb DEFAULT '{}')
@@ -2011,8 +2011,7 @@ BEGIN
         RETURN '{"errors": [], "warnings": {}, "slow": [], "sequences": []}';
     END IF;
     tenant := current_setting('agent.tenant_id');
-    found := jsonb_build_object(
-        'errors', (SELECT coalesce(jsonb_agg(to_jsonb(x) ORDER BY x.failures DESC, x.tool, x.template), '[]') FROM (
+    found := jsonb_build_object('errors', (SELECT coalesce(jsonb_agg(to_jsonb(x) ORDER BY x.failures DESC, x.tool, x.template), '[]') FROM (
             SELECT e.tool, e.template, e.failures, e.first_seen_at, e.last_seen_at, e.reasons, e.memory_id,
                    (SELECT coalesce(jsonb_agg(to_jsonb(c)), '[]') FROM (
                        SELECT c.run_id, c.tool_call_id FROM public.agent_tool_call c
@@ -2020,7 +2019,12 @@ BEGIN
                        ORDER BY c.call_order DESC LIMIT 5) AS c) AS evidence
             FROM public.agent_tool_error e
             WHERE e.tenant_id = tenant AND e.failures > 0 AND (wanted ->> 'tool' IS NULL OR e.tool = wanted ->> 'tool')
-            ORDER BY e.failures DESC, e.tool, e.template LIMIT 1000) AS x),
+            ORDER BY e.failures DESC, e.tool, e.template LIMIT 1000) AS x));
+    IF coalesce((wanted ->> 'errors_only')::boolean, false) THEN
+        PERFORM agent_private.leave(previous);
+        RETURN found;
+    END IF;
+    found := found || jsonb_build_object(
         'warnings', (SELECT jsonb_build_object(
                 'templates', (SELECT count(*) FROM public.agent_tool_error e WHERE e.tenant_id = tenant AND e.failures > 0),
                 'errors', count(*) FILTER (WHERE c.template IS NOT NULL),

@@ -189,7 +189,7 @@ async def _load(database: Database, identity: Identity) -> tuple[Experience, set
         for values, template in _examples(await database.call("tool_examples", identity, the_tool=tool)):
             experience.learn(tool, values, template)
     experience.refit(always=True)
-    listed = await database.call("list_tool_experience", identity, wanted={})
+    listed = await database.call("list_tool_experience", identity, wanted={"errors_only": True})
     return experience, {(error["tool"], error["template"]) for error in listed["errors"]}
 
 
@@ -276,10 +276,10 @@ async def _fit(database: Database, identity: Identity, tool: str) -> None:
     for values, template in examples:
         experience.learn(tool, values, template)
     experience.refit(always=True)
-    listed = {
-        error["template"]: error
-        for error in (await list_tool_experience(database, identity, tool=tool))["errors"]
-    }
+    known_errors = await database.call(
+        "list_tool_experience", identity, wanted={"tool": tool, "errors_only": True}
+    )
+    listed = {error["template"]: error for error in known_errors["errors"]}
     models = []
     for template, model in sorted(experience.models(tool).items()):
         if template not in listed:

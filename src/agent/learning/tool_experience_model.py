@@ -19,8 +19,8 @@ PENALTY = 0.5
 """Strength of the pull of weights towards what is believed without data."""
 BIAS_SCALE = 2.0
 """How much more freely the base moves than a weight, as a variance."""
-EPOCHS_MAX = 40
-SETTLED = 0.01
+EPOCHS_MAX = 200
+SETTLED = 0.002
 """A fit ends when no call's share moves by more in an epoch."""
 
 BELIEFS = {"again": 4.0, "still": 3.0}
