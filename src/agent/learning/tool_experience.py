@@ -6,6 +6,7 @@ same 8 texts, but leaves the id in the one that it saw once, depends on what it 
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -154,7 +155,9 @@ async def learn_tool_experience(
                 continue
             for call in calls:
                 experience.learn(call.tool, weigh(call.conditions, identity.tenant_id), call.template)
-            experience.refit()
+            await asyncio.to_thread(
+                experience.refit
+            )  # seconds of computing, which would hold up the event loop
             counts.update(runs=1, calls=len(calls), errors=sum(call.template is not None for call in calls))
             if progress is not None:
                 progress(counts["runs"])
@@ -188,7 +191,7 @@ async def _load(database: Database, identity: Identity) -> tuple[Experience, set
     for tool in known["tools"]:
         for values, template in _examples(await database.call("tool_examples", identity, the_tool=tool)):
             experience.learn(tool, values, template)
-    experience.refit(always=True)
+    await asyncio.to_thread(experience.refit, always=True)
     listed = await database.call("list_tool_experience", identity, wanted={"errors_only": True})
     return experience, {(error["tool"], error["template"]) for error in listed["errors"]}
 
@@ -275,7 +278,7 @@ async def _fit(database: Database, identity: Identity, tool: str) -> None:
     examples = _examples(known)
     for values, template in examples:
         experience.learn(tool, values, template)
-    experience.refit(always=True)
+    await asyncio.to_thread(experience.refit, always=True)
     known_errors = await database.call(
         "list_tool_experience", identity, wanted={"tool": tool, "errors_only": True}
     )
