@@ -12,9 +12,10 @@ from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.types import Command
 
 from agent.database.supabase import SupabaseDatabase
-from agent.execution.call_gate import CallGate, around_tainted, read_untrusted
+from agent.execution.call_gate import CallGate
 from agent.execution.execution_records import Permit
 from agent.execution.safe_executor import SafeExecutor
+from agent.execution.taint import around_tainted, read_untrusted
 from agent.identity import Identity
 from agent.learning.run_identity import DEFAULT_AGENT, graph_of, resolve_identity
 from agent.learning.run_watch import ambient_run, is_inside
@@ -74,12 +75,12 @@ def run_call(
     try:
         result = handler(request)
     except BaseException as error:  # entered as it ended, and raised on, interrupts included
-        portal().run_sync(gate.settle_error(permit, error))
+        portal().run_sync(gate.decided.settle_error(permit, error))
         raise
     finally:
         around_tainted.reset(around)
         read_untrusted.reset(token)
-    return portal().run_sync(gate.settle_foreign(permit, result, read=inside[0]))
+    return portal().run_sync(gate.decided.settle_foreign(permit, result, read=inside[0]))
 
 
 async def arun_call(
@@ -97,15 +98,15 @@ async def arun_call(
     try:
         result = await handler(request)
     except Exception as error:  # entered as it ended, and raised on, interrupts included
-        await portal().run(gate.settle_error(permit, error))
+        await portal().run(gate.decided.settle_error(permit, error))
         raise
     except BaseException as error:  # a cancelled task cannot wait any more, so the entry is handed over
-        portal().submit(gate.settle_error(permit, error)).add_done_callback(_retrieve)
+        portal().submit(gate.decided.settle_error(permit, error)).add_done_callback(_retrieve)
         raise
     finally:
         around_tainted.reset(around)
         read_untrusted.reset(token)
-    return await portal().run(gate.settle_foreign(permit, result, read=inside[0]))
+    return await portal().run(gate.decided.settle_foreign(permit, result, read=inside[0]))
 
 
 def _retrieve(future: Future[None]) -> None:

@@ -39,6 +39,7 @@ from agent.execution.execution_records import (
     failure_of,
     waiting,
 )
+from agent.execution.taint import around_tainted, read_untrusted
 from agent.execution.tool_registry import Appraisal, CallContext, ToolOutcome, ToolRegistry, ToolSpec
 from agent.identity import Identity
 from agent.settings import Settings, current_settings
@@ -222,8 +223,6 @@ class SafeExecutor:
             wait: `False`: where an approval is needed, ask for it and return at once; the result's `waits_for` names
                 it, and `run_approved` runs the call once it is decided.
         """
-        from agent.execution.call_gate import around_tainted, read_untrusted
-
         # Looked up here, because work that is handed to the portal leaves the caller's context behind.
         return self._tainting(
             read_untrusted.get(),

@@ -26,7 +26,7 @@ from langgraph.types import Command
 from agent.approval.risk import Risk
 from agent.errors import IdentityError, LearningError
 from agent.events import emit
-from agent.execution.call_gate import Caller, CallGate, around_tainted, last_calls, read_untrusted
+from agent.execution.call_gate import CallGate
 from agent.execution.call_running import (
     Steps,
     adriven,
@@ -39,8 +39,10 @@ from agent.execution.call_running import (
     user_of,
 )
 from agent.execution.execution_records import Permit
+from agent.execution.gated_turn import Caller, last_calls
 from agent.execution.safe_executor import SafeExecutor
 from agent.execution.state_seal import DatabaseSeal
+from agent.execution.taint import around_tainted, read_untrusted
 from agent.identity import Identity
 from agent.portal import portal
 
@@ -123,7 +125,7 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
             bool(kept.get("tainted"))
             or bool(outer and outer[0])
             or around_tainted.get()
-            or self.gate.taints(state.get("messages") or ())
+            or self.gate.tools.taints(state.get("messages") or ())
         )
         return {
             "safe_run": self._seal.now.sealed(
@@ -176,13 +178,15 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
     def _equipped(self, request: ModelRequest[Any], written: list[BaseTool]) -> ModelRequest[Any]:
         """The request with the tools that agents wrote and people approved."""
         present = {tool.name for tool in request.tools if isinstance(tool, BaseTool)}
-        self.gate.tools.update({tool.name: tool for tool in request.tools if isinstance(tool, BaseTool)})
-        self.executor.take_names(
-            tool.name for tool in self.gate.tools.values() if "code_hash" not in (tool.metadata or {})
+        self.gate.tools.by_name.update(
+            {tool.name: tool for tool in request.tools if isinstance(tool, BaseTool)}
         )
-        self.gate.has_seen_tools = True
+        self.executor.take_names(
+            tool.name for tool in self.gate.tools.by_name.values() if "code_hash" not in (tool.metadata or {})
+        )
+        self.gate.tools.were_seen = True
         if not self._has_named_unknown and (
-            unknown := self.gate.unknown_names([one.name for one in written])
+            unknown := self.gate.tools.unknown_names([one.name for one in written])
         ):
             self._has_named_unknown = True
             emit("tool_names_unknown", names=unknown)
@@ -216,7 +220,7 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def _written_names(self, written: Sequence[BaseTool], called: BaseTool | None = None) -> frozenset[str]:
         """Names of the tools that agents wrote, without those that a tool of the developer has too."""
-        own = {**self.gate.tools, **({called.name: called} if called is not None else {})}
+        own = {**self.gate.tools.by_name, **({called.name: called} if called is not None else {})}
         return frozenset(tool.name for tool in written if own.get(tool.name, tool) is tool)
 
     def after_model(  # type: ignore[override]  # LangGraph injects the third argument
@@ -239,7 +243,7 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
         written = yield self._written_tools(state)
         caller = replace(
             caller,
-            tainted=caller.tainted or self.gate.taints(state["messages"]),
+            tainted=caller.tainted or self.gate.tools.taints(state["messages"]),
             written=self._written_names(written),
         )
         if caller.tainted and (outer := read_untrusted.get()) is not None:
@@ -252,7 +256,11 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
             paused_before=bool(kept.get("pauses")),
         )
         pauses = int(kept.get("pauses", 0)) + (1 if turn.asked else 0)
-        changed = kept | {"tainted": caller.tainted, "pauses": pauses, "calls": self.gate.frozen(turn)}
+        changed = kept | {
+            "tainted": caller.tainted,
+            "pauses": pauses,
+            "calls": self.gate.decided.frozen(turn),
+        }
         return {"safe_run": self._seal.now.sealed(changed)}
 
     # The tools
@@ -282,7 +290,7 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
         kept = self._kept(request.state, request.runtime.config)
         state = request.state
         messages = state.get("messages") if isinstance(state, Mapping) else getattr(state, "messages", None)
-        return kept is None or bool(kept.get("tainted")) or self.gate.taints(messages or ())
+        return kept is None or bool(kept.get("tainted")) or self.gate.tools.taints(messages or ())
 
     async def _admitted(self, request: ToolCallRequest) -> Permit | ToolMessage:
         """The permit for a LangChain tool, or the message of a call that did not run or that the executor ran."""
@@ -297,10 +305,10 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
             turned = await self.executor.refusals.turn_away(
                 call["name"], call["args"], nobody, "refused", why
             )
-            return self.gate.message(turned, call_id)
+            return self.gate.decided.message(turned, call_id)
         decided = (kept.get("calls") or {}).get(call_id)
         written = await self._written_tools(request.state)
         if request.tool is not None:  # a process in which a run goes on may have called no model yet
-            self.gate.tools[request.tool.name] = request.tool
+            self.gate.tools.by_name[request.tool.name] = request.tool
         caller = replace(caller, written=self._written_names(written, request.tool))
-        return await self.gate.admitted(call["name"], call["args"], call_id, decided, caller)
+        return await self.gate.decided.admitted(call["name"], call["args"], call_id, decided, caller)

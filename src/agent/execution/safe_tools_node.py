@@ -21,15 +21,7 @@ from langgraph.types import Command
 from agent.approval.risk import Risk
 from agent.errors import ConfigurationError, IdentityError, InvalidRequest, LearningError
 from agent.events import emit
-from agent.execution.call_gate import (
-    Caller,
-    CallGate,
-    Turn,
-    around_tainted,
-    changed_messages,
-    last_calls,
-    read_untrusted,
-)
+from agent.execution.call_gate import CallGate
 from agent.execution.call_running import (
     Steps,
     adriven,
@@ -42,8 +34,11 @@ from agent.execution.call_running import (
     user_of,
 )
 from agent.execution.execution_records import Permit
+from agent.execution.foreign_messages import changed_messages
+from agent.execution.gated_turn import Caller, Turn, last_calls
 from agent.execution.safe_executor import SafeExecutor
 from agent.execution.state_seal import DatabaseSeal
+from agent.execution.taint import around_tainted, read_untrusted
 from agent.identity import Identity
 from agent.portal import portal
 
@@ -151,15 +146,15 @@ class _SafeTools:
         self.node = ToolNode(
             list(tools), wrap_tool_call=self._wrap, awrap_tool_call=self._awrap, messages_key=messages_key
         )
-        gate.tools.update(self.node.tools_by_name)
-        gate.has_seen_tools = True
-        if unknown := gate.unknown_names():
+        gate.tools.by_name.update(self.node.tools_by_name)
+        gate.tools.were_seen = True
+        if unknown := gate.tools.unknown_names():
             raise ConfigurationError(
                 f"risks or untrusted_tools name {', '.join(map(repr, unknown))}, but the tools of this node are "
-                f"{', '.join(sorted(gate.tools))}"
+                f"{', '.join(sorted(gate.tools.by_name))}"
             )
         gate.executor.take_names(
-            tool.name for tool in gate.tools.values() if "code_hash" not in (tool.metadata or {})
+            tool.name for tool in gate.tools.by_name.values() if "code_hash" not in (tool.metadata or {})
         )
         self._seal = DatabaseSeal(lambda: self.gate.executor.database, _PURPOSE)
 
@@ -198,7 +193,7 @@ class _SafeTools:
         owner = _owner(known, start=start, turn_id=turn_id, resumes=resumes)
         outer = read_untrusted.get()
         tainted = (
-            self.gate.taints(messages)
+            self.gate.tools.taints(messages)
             or any(record.tainted for _, record in known)
             or around_tainted.get()
             or bool(outer and outer[0])
@@ -226,7 +221,7 @@ class _SafeTools:
                 message, caller, config, user_id=user_of(runtime), paused_before=_answered_before(messages)
             )
             record = _Record(turn=turn_id, identity=turn.caller.identity, tainted=tainted)
-        return _Decided(caller=turn.caller, calls=self.gate.frozen(turn), record=record)
+        return _Decided(caller=turn.caller, calls=self.gate.decided.frozen(turn), record=record)
 
     # Whom a turn is for
 
@@ -278,7 +273,7 @@ class _SafeTools:
             return message
 
         changed_messages(result, see)
-        tainted = record.tainted or self.gate.taints(told)
+        tainted = record.tainted or self.gate.tools.taints(told)
         if tainted and (outer := read_untrusted.get()) is not None:
             outer[0] = True
         if record.identity is not None:
@@ -334,7 +329,7 @@ class _SafeTools:
         call_id = call.get("id") or ""
         if decided is None:
             raise ConfigurationError("a tool was called outside of the node that decides on it")
-        return await self.gate.admitted(
+        return await self.gate.decided.admitted(
             call["name"], call["args"], call_id, decided.calls.get(call_id), decided.caller
         )
 

@@ -20,6 +20,7 @@ from agent.events import emit
 from agent.execution.argument_schema import same_json
 from agent.execution.call_judging import judged, request_for, require_rights
 from agent.execution.host_function import HostAnswer, HostFunction
+from agent.execution.taint import around_tainted, read_untrusted
 from agent.execution.tool_definition import (
     WRITING_TOOLS,
     ToolDefinition,
@@ -346,8 +347,6 @@ class ToolLibrary:
             wait_seconds: longest wait for the approval of a call; after it the run is put away, and `resume` goes on.
                 `None`: that of the library.
         """
-        from agent.execution.call_gate import around_tainted, read_untrusted
-
         # Looked up here: see `SafeExecutor.execute`.
         inside = read_untrusted.get()
         tainted = tainted or around_tainted.get() or bool(inside and inside[0])
