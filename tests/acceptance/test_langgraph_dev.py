@@ -91,6 +91,7 @@ async def _look_at_the_server(url: str) -> None:
                 if sample.name.endswith("_total")
             }
             assert recorded["completed"] > 1
+            assert recorded["interrupted"] == 1, "a run is recorded when it pauses too"
             assert families["agent_database_up"].samples[0].value == 1
             assert families["agent_clock_replicas"].samples
             assert any(not name.startswith("agent_") for name in families) is theirs

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from langchain.agents import create_agent
@@ -84,6 +86,40 @@ def test_an_async_run_takes_no_trip_to_a_thread_pool(machine: LearningMachine) -
 
     assert len(runs_of(machine)) == 1
     assert threads.used == 0
+
+
+async def test_a_pause_is_recorded_where_a_stream_is_read_in_contexts_of_its_own(
+    machine: LearningMachine,
+) -> None:
+    """As a LangGraph server reads it: nothing that the start of the graph set is there in its nodes."""
+
+    @tool
+    def ask_somebody(question: str) -> str:
+        """Ask a person."""
+        return str(interrupt(question))
+
+    script = [tool_call("ask_somebody", question="May I?"), "done"]
+    agent = create_agent(
+        ScriptedChat(script=script),
+        [ask_somebody],
+        middleware=[LearningMiddleware(machine)],
+        checkpointer=InMemorySaver(),
+    )
+    run_id = uuid4()
+    stream = agent.astream(
+        said("hello"), as_user("ada", "1") | {"run_id": run_id}, stream_mode=["values", "updates"]
+    )
+    before = copy_context()
+
+    async def read_one() -> Any:
+        return await anext(stream, None)
+
+    while await asyncio.create_task(read_one(), context=before.copy()) is not None:
+        pass
+
+    assert [(run["run_id"], run["status"]) for run in await asyncio.to_thread(runs_of, machine)] == [
+        (str(run_id), "interrupted")
+    ]
 
 
 @tool

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -57,6 +58,14 @@ def is_inside(run: OpenRun) -> bool:
     return run.run_id in _inside
 
 
+@dataclass(frozen=True)
+class _Root:
+    """A graph, or another chain, that runs now and was started from outside."""
+
+    run_id: UUID
+    traces: dict[str, Trace] = field(default_factory=dict)
+
+
 @dataclass(kw_only=True)
 class Trace:
     """What was seen of an open run in this process."""
@@ -84,14 +93,11 @@ class Trace:
         self.see(messages)
 
 
-@dataclass(frozen=True)
-class _Root:
-    run_id: UUID
-    traces: dict[str, Trace] = field(default_factory=dict)
-
+_ROOTS_MAX = 10_000
+"""Roots that are remembered. One whose end nobody tells, such as a stream that was not read out, goes at last."""
 
 _current_root: ContextVar[_Root | None] = ContextVar("agent_current_root", default=None)
-_watched: dict[UUID, _Root] = {}
+_roots: OrderedDict[UUID, _Root] = OrderedDict()
 _traces: dict[str, Trace] = {}
 
 
@@ -104,7 +110,10 @@ class _RunWatch(BaseCallbackHandler):
     )
 
     def on_chain_start(self, serialized: Any, inputs: Any, *, run_id: UUID, **more: Any) -> None:
-        _current_root.set(_Root(run_id))
+        root = _roots[run_id] = _Root(run_id)
+        _current_root.set(root)
+        if len(_roots) > _ROOTS_MAX:
+            _roots.popitem(last=False)
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **more: Any) -> None:
         _close_all(run_id, "interrupted", None)
@@ -125,7 +134,7 @@ def status_of(error: BaseException) -> RunStatus:
 
 
 def _close_all(run_id: UUID, status: RunStatus, error: BaseException | None) -> None:
-    root = _watched.pop(run_id, None)
+    root = _roots.pop(run_id, None)
     if root is None:
         return
     for trace in list(root.traces.values()):
@@ -151,20 +160,29 @@ def open_trace(
     if trace is not None and not from_start:
         return trace
     trace = Trace(run=run, close=close, from_start=from_start)
-    root = _current_root.get()
+    root = _root_around(run)
     if root is not None:
         root.traces[run.run_id] = trace
-        _watched[root.run_id] = root
         _traces[run.run_id] = trace
     return trace
+
+
+def _root_around(run: OpenRun) -> _Root | None:
+    """The graph that runs now. A LangGraph server reads the stream of a graph in contexts of its own, to which nothing
+    comes that the start of the graph set; there graph and run have one id."""
+    root = _current_root.get()
+    if root is not None and root.run_id in _roots:
+        return root
+    try:
+        return _roots.get(UUID(run.run_id))
+    except ValueError:  # the id of a run may be any text
+        return None
 
 
 def close_trace(run: OpenRun) -> Trace | None:
     """A run ended in the ordinary way: forget it and give back what was seen, or `None`."""
     trace = _traces.pop(run.run_id, None)
-    root = _current_root.get()
+    root = _root_around(run)
     if root is not None:
         root.traces.pop(run.run_id, None)
-        if not root.traces:
-            _watched.pop(root.run_id, None)
     return trace
