@@ -510,7 +510,7 @@ def _left_in_session(ground: Ground) -> list[str]:
 
     async def look() -> list[str]:
         found = []
-        for connections in runner._idle.values():
+        for connections in runner._connections.idle.values():
             for connection in connections:
                 row = await (
                     await connection.execute(

@@ -21,7 +21,7 @@ from agent.errors import (
     Refused,
 )
 from agent.events import Event, listening
-from agent.execution import sql_runner
+from agent.execution import sql_connections, sql_faults, sql_runner
 from agent.execution.sql_policy import SqlVerdict
 from agent.execution.sql_result import Collected
 from agent.execution.sql_runner import SqlRunner
@@ -474,7 +474,7 @@ async def test_a_right_given_later_is_noticed_within_a_minute(
 ) -> None:
     await store.runner.read(as_read("SELECT 1"), "acme")
     store.do("GRANT SELECT ON shop.secrets TO PUBLIC")
-    monkeypatch.setattr(sql_runner, "_TESTED_SECONDS", 0.0)
+    monkeypatch.setattr(sql_connections, "_TESTED_SECONDS", 0.0)
 
     with pytest.raises(OperatorError, match=r"may read shop\.secrets"):
         await store.runner.read(as_read("SELECT 1"), "acme")
@@ -538,8 +538,8 @@ async def test_a_write_that_was_never_sent_is_not_unknown(
     async def down(*_: Any, **__: Any) -> Any:
         raise DatabaseUnavailable("db.example:5432 cannot be reached")
 
-    monkeypatch.setattr(sql_runner, "_connect", down)
-    with pytest.raises(sql_runner.NotRun, match="nothing was run"):
+    monkeypatch.setattr(sql_connections, "connect", down)
+    with pytest.raises(sql_faults.NotRun, match="nothing was run"):
         await store.runner.write(verdict, "acme", bounds=bounds, ticket=store.ticket(), entry=ENTRY)
 
 

@@ -15,9 +15,9 @@ from agent.errors import ConfigurationError, DatabaseUnavailable, InvalidRequest
 from agent.events import emit
 from agent.execution import mail as mail_service
 from agent.execution import sql_building
+from agent.execution.sql_faults import NotRun
 from agent.execution.sql_logins import LoginsNotMade
 from agent.execution.sql_policy import SqlScope, SqlVerdict, classify
-from agent.execution.sql_runner import NotRun
 from agent.execution.tool_library import CREATE_NEW_TOOL, CREATE_RIGHTS
 from agent.execution.tool_registry import Appraisal, CallContext, ToolArguments, ToolOutcome, ToolSpec
 from agent.portal import portal

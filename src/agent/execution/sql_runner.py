@@ -8,44 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import re
-import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
-from psycopg import AsyncConnection, sql
+from psycopg import AsyncConnection
 
-from agent.database.connection_errors import check_address, explain
-from agent.database.opening import EmbeddedDatabase, open_database
 from agent.database.protocol import refusal
-from agent.errors import DatabaseUnavailable, InvalidRequest, LearningError, OperatorError, Refused
+from agent.errors import DatabaseUnavailable, InvalidRequest, Refused
 from agent.events import emit
 from agent.execution.result_text import as_recorded
-from agent.execution.sql_logins import (
-    CONNECTIONS_MAX,
-    address_of,
-    create_logins,
-    login_of,
-    logins_file,
-    read_logins,
-)
-from agent.execution.sql_owner_script import Kind, policy_digest
+from agent.execution.sql_connections import CONNECT_SECONDS, SqlConnections
+from agent.execution.sql_faults import NotRun, is_lost, refused, refused_write, surely_not_run
+from agent.execution.sql_images import image_before, kept_after, put_back
 from agent.execution.sql_result import Collected, Delta, SqlResult, last_column
-from agent.execution.sql_rights import check_rights, open_rows, refuse_pooler
+from agent.execution.sql_side_effects import delta_of, outside_effects
 from agent.execution.sql_undo import (
     PreImage,
     gives_rows,
-    image_by_key,
-    pre_image_query,
-    probe,
-    undo_statement,
     with_images,
-    written_table,
 )
 from agent.portal import forget_in_forked_child, portal
 
@@ -57,68 +40,10 @@ if TYPE_CHECKING:
     from agent.settings import Settings
 
 T = TypeVar("T")
-_CONNECT_SECONDS = 10
-_IDLE_MAX = 2
-_IDLE_SECONDS = 30.0
 _GRACE_SECONDS = 5.0  # beyond the server's own time-out: then the connection is given up
 _READ_GRACE_SECONDS = 3.0  # the same for a read
 _PAUSE_SECONDS = 60.0  # without reads of a tenant, after one that the server did not end in time
-_TESTED_SECONDS = 60.0  # for which a test of a login's rights holds
-_LOST = ("08", "57P", "53300")
-_QUOTED = re.compile(r'".*"', re.DOTALL)
 _Connection = AsyncConnection[tuple[Any, ...]]
-
-_DELTA = """
-SELECT s.schemaname || '.' || s.relname, s.n_tup_ins, s.n_tup_upd, s.n_tup_del
-FROM pg_catalog.pg_stat_xact_user_tables s
-WHERE s.n_tup_ins + s.n_tup_upd + s.n_tup_del > 0
-"""
-
-_OUTSIDE = """
-WITH RECURSIVE reached AS (
-    SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname || '.' || c.relname = ANY (%s)
-    UNION
-    SELECT next.oid FROM reached r CROSS JOIN LATERAL (
-        SELECT k.conrelid FROM pg_catalog.pg_constraint k
-        WHERE k.contype = 'f' AND k.confrelid = r.oid
-          AND (k.confdeltype IN ('c', 'n', 'd') OR k.confupdtype IN ('c', 'n', 'd'))
-        UNION ALL SELECT i.inhrelid FROM pg_catalog.pg_inherits i WHERE i.inhparent = r.oid
-        UNION ALL SELECT i.inhparent FROM pg_catalog.pg_inherits i WHERE i.inhrelid = r.oid
-        UNION ALL SELECT d.refobjid FROM pg_catalog.pg_rewrite w JOIN pg_catalog.pg_depend d ON d.objid = w.oid
-        WHERE w.ev_class = r.oid AND d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass
-          AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
-    ) AS next (oid)
-),
-foreign_code AS (
-    SELECT p.oid FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-    WHERE p.provolatile = 'v' AND n.nspname NOT IN ('pg_catalog', 'information_schema')
-      AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
-                      WHERE d.objid = p.oid AND d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass
-                        AND d.deptype = 'e' AND e.extname IN ('uuid-ossp', 'pgcrypto'))
-)
-SELECT n.nspname || '.' || c.relname || ': ' || f.name
-FROM reached r JOIN pg_catalog.pg_class c ON c.oid = r.oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-CROSS JOIN LATERAL (
-    SELECT t.tgname::pg_catalog.text FROM pg_catalog.pg_trigger t
-    WHERE t.tgrelid = r.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D'
-    UNION SELECT w.rulename::pg_catalog.text FROM pg_catalog.pg_rewrite w WHERE w.ev_class = r.oid AND w.ev_type <> '1'
-    UNION SELECT a.attname::pg_catalog.text FROM pg_catalog.pg_attrdef b
-    JOIN pg_catalog.pg_attribute a ON a.attrelid = b.adrelid AND a.attnum = b.adnum
-    JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass AND d.objid = b.oid
-         AND d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
-    JOIN foreign_code p ON p.oid = d.refobjid WHERE b.adrelid = r.oid
-    UNION SELECT k.conname::pg_catalog.text FROM pg_catalog.pg_constraint k
-    JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_constraint'::pg_catalog.regclass AND d.objid = k.oid
-         AND d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
-    JOIN foreign_code p ON p.oid = d.refobjid WHERE k.conrelid = r.oid
-) AS f (name)
-ORDER BY 1
-"""
-
-
-class NotRun(OperatorError):
-    """A statement that was surely not run, for a reason that a model may read."""
 
 
 class SqlRunner:
@@ -131,12 +56,8 @@ class SqlRunner:
         forget_in_forked_child(self)
 
     def _reset(self) -> None:
-        self._idle: dict[str, list[_Connection]] = {}
-        self._turns: dict[str, asyncio.Semaphore] = {}
-        self._addresses: dict[tuple[str, Kind], tuple[str, float]] = {}
+        self._connections = SqlConnections(self._settings, self._policy)
         self._paused_until: dict[str, float] = {}
-        self._finding: asyncio.Lock | None = None
-        self._embedded: EmbeddedDatabase | None = None
 
     def start_anew(self) -> None:
         """In a forked child: the connections are the parent's."""
@@ -177,7 +98,9 @@ class SqlRunner:
 
         Of the tables written and of those that a foreign key, a partition or a view leads to.
         """
-        return await portal().run(self._in_time(self._triggers(sorted(verdict.tables_written), tenant_id)))
+        return await portal().run(
+            self._in_time(self._outside_effects(sorted(verdict.tables_written), tenant_id))
+        )
 
     async def write(
         self,
@@ -230,12 +153,12 @@ class SqlRunner:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await portal().run(self._close())
+        await portal().run(self._connections.close())
 
     # --- reading ------------------------------------------------------------------------------------------------
 
     async def _read(self, text: bytes, tenant_id: str, *, is_select: bool) -> SqlResult:
-        async with self._reading(tenant_id) as connection:
+        async with self._connections.reading(tenant_id) as connection:
             work = asyncio.create_task(self._read_on(connection, text, is_select=is_select))
             try:
                 done, _ = await asyncio.wait(
@@ -260,13 +183,7 @@ class SqlRunner:
         self._paused_until[tenant_id] = time.monotonic() + _PAUSE_SECONDS
         pid = connection.info.backend_pid
         emit("sql_read_given_up", tenant_id=tenant_id, backend_pid=pid, pause_seconds=_PAUSE_SECONDS)
-        with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as line:
-            line.shutdown(socket.SHUT_RDWR)  # whoever waits on it sees its end
-        with suppress(psycopg.Error, LearningError, TimeoutError):  # most servers let only an owner do it
-            async with asyncio.timeout(_GRACE_SECONDS):
-                url = await self._address(tenant_id, "reader")
-                async with await _connect(url, prepare_threshold=None) as other:
-                    await other.execute("SELECT pg_catalog.pg_terminate_backend(%s)", (pid,))
+        await self._connections.cut(connection, tenant_id)
 
     async def _read_on(self, connection: _Connection, text: bytes, *, is_select: bool) -> SqlResult:
         began = time.monotonic()
@@ -289,7 +206,7 @@ class SqlRunner:
                 await cursor.execute(text, binary=True)
                 collected.add(cursor)
         except psycopg.Error as error:
-            raise _refused(error, "reader", self._policy.sql.timeout_seconds) from None
+            raise refused(error, "reader", self._policy.sql.timeout_seconds) from None
         return collected.result(began)
 
     async def _remaining(self, connection: _Connection, began: float) -> None:
@@ -304,79 +221,10 @@ class SqlRunner:
             "SET LOCAL work_mem = '16MB'; SET LOCAL max_parallel_workers_per_gather = 0"
         ).encode()
 
-    @asynccontextmanager
-    async def _reading(self, tenant_id: str) -> AsyncIterator[_Connection]:
-        """A connection of the reader. It is used again if it could be made as new, else closed."""
-        url = await self._address(tenant_id, "reader")
-        async with self._turns.setdefault(url, asyncio.Semaphore(CONNECTIONS_MAX - 1)):
-            connection = await self._idle_or_new(url, tenant_id)
-            is_clean = False
-            try:
-                try:
-                    yield connection
-                except (psycopg.Error, LearningError):
-                    is_clean = await _as_new(connection)
-                    raise
-                is_clean = await _as_new(connection)
-            finally:
-                idle = self._idle.setdefault(url, [])
-                if is_clean and len(idle) < _IDLE_MAX:
-                    idle.append(connection)
-                    asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._let_go, url, connection)
-                else:
-                    await connection.close()
-
-    def _let_go(self, url: str, connection: _Connection) -> None:
-        """Close a connection that nobody needs; what is in use comes back and is given its time anew."""
-        idle = self._idle.get(url, [])
-        if connection in idle:
-            idle.remove(connection)
-            connection.pgconn.finish()
-
-    async def _idle_or_new(self, url: str, tenant_id: str) -> _Connection:
-        idle = self._idle.setdefault(url, [])
-        while idle:
-            connection = idle.pop()
-            try:
-                await self._check_rows(connection, tenant_id)
-            except psycopg.Error:  # the server was restarted meanwhile
-                await connection.close()
-            except BaseException:
-                await connection.close()
-                raise
-            else:
-                return connection
-        # Without names for statements: DISCARD ALL takes them, and the client would go on using them.
-        return await self._connect_checked(url, tenant_id, prepare_threshold=None)
-
-    async def _connect_checked(
-        self, url: str, tenant_id: str, *, prepare_threshold: int | None
-    ) -> _Connection:
-        connection = await _connect(url, prepare_threshold=prepare_threshold)
-        try:
-            await self._check_rows(connection, tenant_id)
-        except psycopg.Error as error:
-            await connection.close()
-            raise explain(error, url) from None
-        except BaseException:
-            await connection.close()
-            raise
-        return connection
-
-    async def _check_rows(self, connection: _Connection, tenant_id: str) -> None:
-        """See that rows of other tenants are kept from this connection still, whatever was changed since."""
-        await connection.execute("SET search_path = ''")  # functions are printed with their schema
-        found = await open_rows(connection, self._policy, tenant_id)
-        if found:
-            raise OperatorError(
-                f"the logins of tenant {tenant_id!r} would see rows of others: {'; '.join(found)}. Nothing is run. "
-                f"Turn row level security on, then run `agent migrate --roles --tenant {tenant_id}`"
-            )
-
     # --- writing ------------------------------------------------------------------------------------------------
 
     async def _try(self, text: bytes, tenant_id: str) -> Delta:
-        async with self._writing(tenant_id) as connection:
+        async with self._connections.writing(tenant_id) as connection:
             try:
                 await self._begin(connection)
                 if gives_rows(text.decode()):
@@ -385,26 +233,13 @@ class SqlRunner:
                         pass
                 else:
                     await connection.execute(text, prepare=True)
-                return await _delta(connection)
+                return await delta_of(connection)
             except psycopg.Error as error:
-                raise self._refused_write(error) from None
+                raise refused_write(error, self._policy) from None
 
-    def _refused_write(self, error: psycopg.Error) -> LearningError:
-        """As `_refused`; of a table of many tenants it is not told which value somebody else has already."""
-        if error.sqlstate in ("23505", "23503", "23P01"):
-            name = f"{error.diag.schema_name}.{error.diag.table_name}"
-            shared = {table.name for table in self._policy.tables if table.tenant_column is None}
-            if name not in shared:
-                return InvalidRequest(
-                    "the database refused the statement: the rows break a constraint of the table (unique, foreign key "
-                    "or exclusion)"
-                )
-        return _refused(error, "writer", self._policy.sql.timeout_seconds)
-
-    async def _triggers(self, tables: Sequence[str], tenant_id: str) -> tuple[str, ...]:
-        async with self._reading(tenant_id) as connection:
-            cursor = await connection.execute(_OUTSIDE, (list(tables),))
-            return tuple(name for (name,) in await cursor.fetchall())
+    async def _outside_effects(self, tables: Sequence[str], tenant_id: str) -> tuple[str, ...]:
+        async with self._connections.reading(tenant_id) as connection:
+            return await outside_effects(connection, tables)
 
     async def _write(
         self,
@@ -414,11 +249,11 @@ class SqlRunner:
         ticket: str,
         entry: Mapping[str, Any],
     ) -> SqlResult:
-        async with self._writing(tenant_id, is_for_good=True) as connection:
+        async with self._connections.writing(tenant_id, is_for_good=True) as connection:
             began = time.monotonic()
             try:
                 await self._begin(connection, is_for_good=True)
-                image, why_not = await self._before(connection, text.decode(), tenant_id)
+                image, why_not = await image_before(connection, text.decode(), tenant_id, self._policy)
                 has_images = image is not None and image.kind != "update"
                 statement = text
                 if image is not None and has_images:
@@ -430,94 +265,22 @@ class SqlRunner:
                 if image is not None and has_images:
                     rows = last_column(cursor, rows_max=self._policy.sql.undo_rows)
                     image = None if rows is None else image.with_rows(rows)
-                delta = await _delta(connection)
-                kept = await self._after(connection, image, delta)
+                delta = await delta_of(connection)
+                kept = await kept_after(connection, image, delta, self._policy)
                 if kept is None and why_not:
                     kept = {"not_kept": why_not}
                 result = collected.result(began)
                 return await self._finish(connection, result, delta, bounds, ticket, entry, kept)
             except psycopg.Error as error:
-                raise self._refused_write(error) from None
-
-    async def _before(
-        self, connection: _Connection, text: str, tenant_id: str
-    ) -> tuple[PreImage | None, str | None]:
-        """What undo needs to know before the statement runs, or `None` and, where it is worth telling, why not."""
-        limit = self._policy.sql.undo_rows
-        readable = {
-            table.name: table.columns
-            for table in self._policy.tables
-            if "*" in table.tenants or tenant_id in table.tenants
-        }
-        written = written_table(text, readable)
-        if written is None:
-            return None, None
-        key = await _primary_key(connection, written.table)
-        there = await _columns(connection, written.table)
-        listed = readable[written.table]
-        columns = tuple(name for name in there if listed is None or name in listed)
-        hidden = [name for name in there if name not in columns]
-        if not key or not set(key) <= set(columns) or "%" in written.table + "".join(columns):
-            return None, None
-        if hidden and (
-            written.kind != "update"
-            or written.targets & set(hidden)
-            or await self._has_triggers(connection, written.table)
-        ):
-            # What cannot be read can neither be put back nor seen to be as it was.
-            return None, "columns of the table that it may have changed are not readable for this login"
-        image = PreImage(
-            kind=written.kind,
-            table=written.table,
-            key=key,
-            columns=columns,
-            targets=tuple(sorted(written.targets)),
-        )
-        query = (
-            pre_image_query(text, columns, rows_max=limit).encode()
-            if written.kind == "update"
-            else probe(written.table, columns)
-        )
-        found = await _or_none(connection, query, ())
-        if found is None or len(found) > limit:
-            return None, None
-        return (image.with_rows(found) if written.kind == "update" else image), None
-
-    async def _has_triggers(self, connection: _Connection, table: str) -> bool:
-        cursor = await connection.execute(
-            "SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = pg_catalog.to_regclass(%s) "
-            "AND NOT t.tgisinternal AND t.tgenabled <> 'D' LIMIT 1",
-            (_identifier(table).as_string(None),),
-        )
-        return await cursor.fetchone() is not None
-
-    async def _after(
-        self, connection: _Connection, image: PreImage | None, delta: Delta
-    ) -> dict[str, Any] | None:
-        """What is kept for undo, if the rows known are all the rows changed."""
-        if image is None or set(delta) != {image.table} or len(image.rows) > self._policy.sql.undo_rows:
-            return None
-        changed = delta[image.table]
-        counted = {"insert": "inserted", "update": "updated", "delete": "deleted"}[image.kind]
-        if changed[counted] != len(image.rows) or sum(changed.values()) != len(image.rows):
-            return None
-        if image.kind == "delete":
-            return image.as_json()
-        found = await _or_none(
-            connection, image_by_key(image), (image.argument(await _documents(connection, image.table)),)
-        )
-        if found is None or len(found) != len(image.rows):
-            return None  # the statement changed a key: nothing says which row was which
-        # Triggers may have changed again what came new.
-        return (image.with_rows(found) if image.kind == "insert" else image.with_after(found)).as_json()
+                raise refused_write(error, self._policy) from None
 
     async def _try_undo(self, image: PreImage, tenant_id: str) -> Delta:
-        async with self._writing(tenant_id) as connection:
+        async with self._connections.writing(tenant_id) as connection:
             try:
                 await self._begin(connection)
-                return await self._run_undo(connection, image)
+                return await put_back(connection, image)
             except psycopg.Error as error:
-                raise self._refused_write(error) from None
+                raise refused_write(error, self._policy) from None
 
     async def _undo(
         self,
@@ -527,42 +290,17 @@ class SqlRunner:
         ticket: str,
         entry: Mapping[str, Any],
     ) -> SqlResult:
-        async with self._writing(tenant_id, is_for_good=True) as connection:
+        async with self._connections.writing(tenant_id, is_for_good=True) as connection:
             began = time.monotonic()
             try:
                 await self._begin(connection, is_for_good=True)
-                delta = await self._run_undo(connection, image)
+                delta = await put_back(connection, image)
                 result = SqlResult(
                     row_count=len(image.rows), duration_ms=round((time.monotonic() - began) * 1000, 3)
                 )
                 return await self._finish(connection, result, delta, bounds, ticket, entry, None)
             except psycopg.Error as error:
-                raise self._refused_write(error) from None
-
-    async def _run_undo(self, connection: _Connection, image: PreImage) -> Delta:
-        generated = await (
-            await connection.execute(
-                "SELECT a.attname::text FROM pg_catalog.pg_attribute a "
-                "WHERE a.attrelid = pg_catalog.to_regclass(%s) AND a.attgenerated <> ''",
-                (_identifier(image.table).as_string(None),),
-            )
-        ).fetchall()
-        argument = image.argument(await _documents(connection, image.table))
-        statement = undo_statement(image, without={name for (name,) in generated})
-        cursor = await connection.execute(statement, (argument,))
-        if cursor.rowcount != len(image.rows):
-            raise Refused(
-                f"{len(image.rows)} rows of {image.table} were changed by that write and only {cursor.rowcount} of "
-                "them are still as it left them: somebody changed or removed the others since. Nothing was undone"
-            )
-        delta = await _delta(connection)
-        found = await (await connection.execute(image_by_key(image), (argument,))).fetchall()
-        if not image.is_same([row for (row,) in found], image.expected()):
-            raise Refused(
-                f"the rows of {image.table} would not be as they were: a trigger, a default or a rounding changes what "
-                "is put back. Nothing was undone"
-            )
-        return delta
+                raise refused_write(error, self._policy) from None
 
     async def _finish(
         self,
@@ -603,33 +341,16 @@ class SqlRunner:
             )
             row = await cursor.fetchone()
         except psycopg.Error as error:
-            if error.sqlstate is None or error.sqlstate.startswith(_LOST):
+            if is_lost(error):
                 raise
-            raise refusal("finish_write", error.sqlstate, error.diag.message_primary or "") from None
+            raise refusal("finish_write", str(error.sqlstate), error.diag.message_primary or "") from None
         await connection.execute("COMMIT")
         told = row[0] if row else None
         log_id = str(told["log_id"]) if isinstance(told, dict) and "log_id" in told else None
         return replace(result, delta=delta, log_id=log_id)
 
-    @asynccontextmanager
-    async def _writing(self, tenant_id: str, *, is_for_good: bool = False) -> AsyncIterator[_Connection]:
-        """A connection of the writer, for one transaction: whatever was not committed is undone by closing it.
-
-        Raises:
-            NotRun: of a write for good there was no connection, so nobody needs to ask whether it took place.
-        """
-        with _surely_not_run(is_for_good):
-            url = await self._address(tenant_id, "writer")
-        async with self._turns.setdefault(url, asyncio.Semaphore(CONNECTIONS_MAX - 1)):
-            with _surely_not_run(is_for_good):
-                connection = await self._connect_checked(url, tenant_id, prepare_threshold=5)
-            try:
-                yield connection
-            finally:
-                await connection.close()
-
     async def _begin(self, connection: _Connection, *, is_for_good: bool = False) -> None:
-        with _surely_not_run(is_for_good):
+        with surely_not_run(is_for_good):
             await connection.execute("BEGIN TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE")
             await connection.execute(self._limits())
             row = await (await connection.execute("SHOW track_counts")).fetchone()
@@ -639,59 +360,9 @@ class SqlRunner:
                 "agents write"
             )
 
-    # --- logins -------------------------------------------------------------------------------------------------
-
-    async def _address(self, tenant_id: str, kind: Kind) -> str:
-        """The address of a login whose rights were tested within the last minute."""
-        known = self._addresses.get((tenant_id, kind))
-        if known is not None and time.monotonic() - known[1] < _TESTED_SECONDS:
-            return known[0]
-        self._finding = self._finding or asyncio.Lock()
-        async with self._finding:
-            known = self._addresses.get((tenant_id, kind))
-            if known is None or time.monotonic() - known[1] >= _TESTED_SECONDS:
-                self._addresses.pop((tenant_id, kind), None)
-                url = await self._found_address(tenant_id, kind)
-                check_address(url)
-                refuse_pooler(url)
-                only_gate = await check_rights(url, kind, self._policy, tenant_id)
-                if only_gate and known is None:
-                    emit("sql_rights_beyond_policy", tenant_id=tenant_id, login=kind, rights=list(only_gate))
-                self._addresses[tenant_id, kind] = known = (url, time.monotonic())
-        return known[0]
-
-    async def _found_address(self, tenant_id: str, kind: Kind) -> str:
-        file = logins_file(self._settings)
-        digest = policy_digest(self._policy, tenant_id)
-        entry = (await asyncio.to_thread(read_logins, file)).get(tenant_id)
-        if self._settings.database_url is None and self._settings.supabase_url is None:
-            if self._embedded is None:
-                database = open_database(self._settings)
-                if not isinstance(database, EmbeddedDatabase):
-                    raise OperatorError(
-                        "the settings name no Postgres and the database is not the embedded one"
-                    )
-                self._embedded = database
-            owner_url = await self._embedded.url()
-            if entry is None or entry.get("policy") != digest:
-                await create_logins(owner_url, self._policy, tenant_id, file=file)
-                entry = (await asyncio.to_thread(read_logins, file))[tenant_id]
-            return address_of(owner_url, *login_of(entry[kind]))  # its port may be another today
-        if entry is None or kind not in entry:
-            raise OperatorError(
-                f"there are no database logins for the SQL of tenant {tenant_id!r} in {str(file)!r}. Make them with "
-                f"`agent migrate --roles --tenant {tenant_id}`"
-            )
-        if entry.get("policy") != digest:
-            raise OperatorError(
-                f"what the policy file says of SQL has changed since the logins of tenant {tenant_id!r} were made. Run "
-                f"`agent migrate --roles --tenant {tenant_id}`"
-            )
-        return entry[kind]
-
     async def _in_time(self, work: Coroutine[Any, Any, T]) -> T:
         """The work, given up where even the server's own time-outs do not end it."""
-        seconds = 4 * self._policy.sql.timeout_seconds + 3 * _CONNECT_SECONDS + _GRACE_SECONDS
+        seconds = 4 * self._policy.sql.timeout_seconds + 3 * CONNECT_SECONDS + _GRACE_SECONDS
         try:
             async with asyncio.timeout(seconds):
                 return await work
@@ -700,38 +371,6 @@ class SqlRunner:
                 f"the database did not answer within {seconds:.0f} seconds. "
                 "Whether a write took place, only the log tells"
             ) from None
-
-    async def _close(self) -> None:
-        idle, self._idle = self._idle, {}
-        for connections in idle.values():
-            for connection in connections:
-                await connection.close()
-        self._addresses.clear()
-        self._embedded = None  # shared with whoever else asked for it, and closed by them
-
-
-async def _as_new(connection: _Connection) -> bool:
-    """Whether nothing of the last statement is left in the session."""
-    try:
-        await connection.execute("ROLLBACK")
-        await connection.execute("DISCARD ALL")
-    except psycopg.Error:
-        return False
-    return True
-
-
-async def _connect(url: str, *, prepare_threshold: int | None) -> _Connection:
-    try:
-        return await AsyncConnection.connect(
-            url,
-            autocommit=True,
-            connect_timeout=_CONNECT_SECONDS,
-            prepare_threshold=prepare_threshold,
-            client_encoding="utf8",
-            application_name="agent sql",
-        )
-    except psycopg.Error as error:
-        raise explain(error, url) from None
 
 
 def _text_of(verdict: SqlVerdict) -> bytes:
@@ -747,119 +386,3 @@ def _text_of(verdict: SqlVerdict) -> bytes:
         return verdict.text.encode()
     except UnicodeEncodeError:
         raise InvalidRequest("the statement holds half a character (a lone surrogate)") from None
-
-
-async def _delta(connection: _Connection) -> Delta:
-    await connection.execute(
-        "SET CONSTRAINTS ALL IMMEDIATE"
-    )  # triggers that wait for the end change rows too
-    found = await (await connection.execute(_DELTA)).fetchall()
-    return {
-        table: {"inserted": inserted, "updated": updated, "deleted": deleted}
-        for table, inserted, updated, deleted in sorted(found)
-    }
-
-
-@contextmanager
-def _surely_not_run(is_for_good: bool) -> Iterator[None]:
-    """Before a write is sent, a connection that fails means that nothing took place."""
-    try:
-        yield
-    except (DatabaseUnavailable, psycopg.Error) as error:
-        if not is_for_good:
-            raise
-        emit("sql_write_not_begun", reason=str(error))
-        raise NotRun("the database could not be reached, so nothing was run. Try again later") from None
-
-
-async def _or_none(connection: _Connection, query: Any, arguments: tuple[Any, ...]) -> list[Any] | None:
-    """The first column of a query that only undo needs; `None` where it fails: then there is no undo."""
-    try:
-        async with connection.transaction():
-            found = await (await connection.execute(query, arguments or None)).fetchall()
-    except (psycopg.Error, ValueError) as error:
-        state = getattr(error, "sqlstate", None)
-        if isinstance(error, psycopg.OperationalError) and (state is None or state.startswith(_LOST)):
-            raise
-        return None  # a view, or a right that is missing: the write itself may still be in order
-    return [value for (value,) in found]
-
-
-async def _columns(connection: _Connection, table: str) -> tuple[str, ...]:
-    cursor = await connection.execute(
-        "SELECT a.attname::text FROM pg_catalog.pg_attribute a WHERE a.attrelid = pg_catalog.to_regclass(%s) "
-        "AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
-        (_identifier(table).as_string(None),),
-    )
-    return tuple(name for (name,) in await cursor.fetchall())
-
-
-async def _documents(connection: _Connection, table: str) -> set[str]:
-    """Columns of type json or jsonb, or of a domain of them."""
-    cursor = await connection.execute(
-        """
-        WITH RECURSIVE kinds AS (
-            SELECT t.oid FROM pg_catalog.pg_type t
-            WHERE t.oid IN ('pg_catalog.json'::pg_catalog.regtype, 'pg_catalog.jsonb'::pg_catalog.regtype)
-            UNION SELECT t.oid FROM pg_catalog.pg_type t JOIN kinds k ON t.typbasetype = k.oid)
-        SELECT a.attname::text FROM pg_catalog.pg_attribute a JOIN kinds k ON k.oid = a.atttypid
-        WHERE a.attrelid = pg_catalog.to_regclass(%s) AND a.attnum > 0 AND NOT a.attisdropped
-        """,
-        (_identifier(table).as_string(None),),
-    )
-    return {name for (name,) in await cursor.fetchall()}
-
-
-async def _primary_key(connection: _Connection, table: str) -> tuple[str, ...]:
-    cursor = await connection.execute(
-        """
-        SELECT a.attname::text FROM pg_catalog.pg_index i
-        JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
-        WHERE i.indrelid = pg_catalog.to_regclass(%s) AND i.indisprimary ORDER BY a.attnum
-        """,
-        (_identifier(table).as_string(None),),
-    )
-    return tuple(name for (name,) in await cursor.fetchall())
-
-
-def _identifier(table: str) -> sql.Identifier:
-    return sql.Identifier(*table.split(".", 1))
-
-
-def _without_values(error: psycopg.Error) -> str:
-    """The server's first sentence; what it quotes of rows, or what triggers say, is left out."""
-    said = error.diag.message_primary or str(error) or type(error).__name__
-    kind = (error.sqlstate or "")[:2]
-    if kind == "P0":
-        return "a function or trigger refused it"
-    if kind == "22":  # data that cannot be is quoted, and may itself hold quotes
-        said = _QUOTED.sub('"…"', said)
-    return said[:300]
-
-
-def _refused(error: psycopg.Error, kind: Kind, seconds: float) -> LearningError:
-    """Our error for what the server said to an agent's statement."""
-    said = _without_values(error)
-    state = error.sqlstate
-    if state is None or state.startswith(_LOST):
-        return DatabaseUnavailable(
-            f"the connection to the database was lost ({said}). Whether a write took place, only the log tells"
-        )
-    if state == "57014":
-        return Refused(f"the statement took longer than {seconds:g} seconds and was cancelled. Ask for less")
-    if state == "55P03":
-        return Refused(
-            "rows or a table that the statement needs are locked by somebody else. Try again later"
-        )
-    if state in ("42501", "25006"):
-        # The gate let it through and the server did not: one of the two is wrong.
-        emit("sql_by_server_refused", login=kind, sqlstate=state)
-        return Refused(
-            f"the database did not let this login do that: {said}. Only what the policy file lists may be touched; "
-            "functions that row policies, defaults and triggers need are listed in its [sql] functions"
-        )
-    if state.startswith("53"):
-        return Refused(f"the statement needs more than the server gives ({said}). Ask for less")
-    if state in ("40001", "40P01"):
-        return Refused(f"somebody else changed the same rows at the same time ({said}). Try again")
-    return InvalidRequest(f"the database refused the statement: {said} (SQLSTATE {state})")
