@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -133,6 +134,12 @@ def test_asking_for_approval_overrides_a_rule_that_allows(make: MakeExecutor, de
         ("delete", {"user_id": 7, "force": 1}, "force"),
         ("delete", [7], "must be an object"),
         ("delete", {"user_id": float("nan")}, "must be JSON"),
+        ("delete", {"user_id": 10**400}, "more than 64 bits"),
+        (
+            "delete",
+            {"user_id": functools.reduce(lambda inner, _: [inner], range(100_000), 1)},
+            "must be JSON",
+        ),
         ("never", {"user_id": 7}, "never runs"),
     ],
 )

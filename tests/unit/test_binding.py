@@ -56,9 +56,12 @@ def test_whatever_changes_changes_the_hash(change: dict[str, Any]) -> None:
     assert hash_of(**change) != hash_of()
 
 
-@pytest.mark.parametrize("arguments", [{"a": "x\0y"}, {"a\0": 1}, {"a": [{"b": "\ud800"}]}])
+@pytest.mark.parametrize(
+    "arguments",
+    [{"a": "x\0y"}, {"a\0": 1}, {"a": [{"b": "\ud800"}]}, {"a": 2**64}, {"a": [-(2**63) - 1]}],
+)
 def test_what_the_log_could_not_keep_as_it_runs_is_refused(arguments: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequest, match=r"NUL|surrogate"):
+    with pytest.raises(InvalidRequest, match=r"NUL|surrogate|64 bits"):
         hash_of(arguments=arguments)
 
 

@@ -12,6 +12,8 @@ from typing import Any, Final
 from agent.errors import InvalidRequest
 
 _DEPTH_MAX: Final = 64
+_WHOLE_MIN: Final = -(2**63)
+_WHOLE_MAX: Final = 2**64 - 1
 _HIDING: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
@@ -22,7 +24,7 @@ def canonical_json(value: Any) -> str:
 
     Raises:
         InvalidRequest: something that JSON has no word for, such as NaN, a key that is no text, or half a character;
-            or a NUL, which the database cannot keep.
+            or what the database would not give back as it is: a NUL, or a whole number of more than 64 bits.
     """
     _check(value, 0)
     return json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
@@ -31,7 +33,11 @@ def canonical_json(value: Any) -> str:
 def _check(value: Any, depth: int) -> None:
     if depth > _DEPTH_MAX:
         raise InvalidRequest(f"the arguments are nested more than {_DEPTH_MAX} deep")
-    if value is None or isinstance(value, bool | int):
+    if value is None or isinstance(value, bool):
+        return
+    if isinstance(value, int):
+        if not _WHOLE_MIN <= value <= _WHOLE_MAX:  # read back from the database it would be another number
+            raise InvalidRequest("a whole number of the arguments has more than 64 bits; pass it as text")
         return
     if isinstance(value, float):
         if not math.isfinite(value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import weakref
 from collections.abc import Callable
@@ -200,4 +201,12 @@ def _give_back(pool: AsyncConnectionPool, leave: Callable[[], None]) -> None:
 
 
 async def _configure(connection: psycopg.AsyncConnection[Any]) -> None:
-    set_json_loads(orjson.loads, connection)
+    set_json_loads(_read_json, connection)
+
+
+def _read_json(document: str | bytes) -> Any:
+    """A document as JSON; one number that the quick reader has no room for must not hide all others."""
+    try:
+        return orjson.loads(document)
+    except orjson.JSONDecodeError:
+        return json.loads(document)
