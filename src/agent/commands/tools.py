@@ -32,7 +32,7 @@ from agent.commands.output import (
 
 if TYPE_CHECKING:
     from agent.database.protocol import Database
-    from agent.execution.tool_running import ToolRun
+    from agent.execution.tool_run import ToolRun
     from agent.identity import Identity
 
 app = typer.Typer(help="Tools that agents wrote: list, show, retire, resume.", no_args_is_help=True)

@@ -29,17 +29,12 @@ from agent.execution.tool_definition import (
     code_hash,
     is_storable,
 )
+from agent.execution.tool_hosting import answer_of, host_functions
 from agent.execution.tool_registry import Appraisal
-from agent.execution.tool_running import (
-    CREATE_NEW_TOOL,
-    CREATE_RIGHTS,
-    ToolRun,
-    ToolRunner,
-    answer_of,
-    approval_hash,
-    host_functions,
-)
+from agent.execution.tool_run import ToolRun
+from agent.execution.tool_running import ToolRunner
 from agent.execution.tool_sandbox import ToolSandbox
+from agent.execution.usable_tools import CREATE_NEW_TOOL, CREATE_RIGHTS, approval_hash
 from agent.identity import Identity
 from agent.portal import portal
 
@@ -120,7 +115,7 @@ class ToolLibrary:
         Raises:
             NotFound: there is none.
         """
-        return await self._runner.version(identity, name, version)
+        return await self._runner.usable.version(identity, name, version)
 
     async def retire(self, identity: Identity, name: str, *, version: int | None = None, by: str) -> int:
         """Take a version, or all of them, out of use. How many were in use or drafts."""
@@ -169,7 +164,7 @@ class ToolLibrary:
         if check.problems:
             raise InvalidRequest("the code does not pass the check:\n" + "\n".join(check.problems))
         granted = [function for function in functions if function.name in check.capabilities]
-        self._runner.require_rights(definition.name, check.capabilities, identity)
+        self._runner.usable.require_rights(definition.name, check.capabilities, identity)
         results = [
             await self._tried(definition, example, number, granted, identity)
             for number, example in enumerate(definition.examples, 1)
@@ -301,7 +296,9 @@ class ToolLibrary:
         }
         for version in versions:
             try:
-                self._runner.require_usable(version, identity, approvals.get(version.approval_id or ""))
+                self._runner.usable.require_usable(
+                    version, identity, approvals.get(version.approval_id or "")
+                )
             except Refused as error:
                 emit("tool_version_refused", approval_id=version.approval_id, reason=str(error))
                 continue
