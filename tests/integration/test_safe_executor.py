@@ -16,9 +16,9 @@ from agent.approval.records import Approval
 from agent.approval.risk import Risk
 from agent.errors import ConflictError, InvalidRequest, Refused
 from agent.events import Event
+from agent.execution.call_gate import around_tainted, read_untrusted
 from agent.execution.execution_records import ExecutionResult
 from agent.execution.safe_executor import SafeExecutor
-from agent.execution.taint import around_tainted, read_untrusted
 from agent.execution.tool_registry import (
     Appraisal,
     CallContext,

@@ -21,7 +21,7 @@ from agent.errors import (
     Refused,
 )
 from agent.events import Event, listening
-from agent.execution import sql_connections, sql_faults, sql_runner
+from agent.execution import sql_connections, sql_runner
 from agent.execution.sql_policy import SqlVerdict
 from agent.execution.sql_result import Collected
 from agent.execution.sql_runner import SqlRunner
@@ -539,7 +539,7 @@ async def test_a_write_that_was_never_sent_is_not_unknown(
         raise DatabaseUnavailable("db.example:5432 cannot be reached")
 
     monkeypatch.setattr(sql_connections, "connect", down)
-    with pytest.raises(sql_faults.NotRun, match="nothing was run"):
+    with pytest.raises(sql_runner.NotRun, match="nothing was run"):
         await store.runner.write(verdict, "acme", bounds=bounds, ticket=store.ticket(), entry=ENTRY)
 
 

@@ -26,8 +26,11 @@ from agent.execution.decided_calls import DecidedCalls
 from agent.execution.execution_records import Status, call_key
 from agent.execution.gated_turn import Caller, GatedCall, Turn, batch_of, newest, place_of
 from agent.execution.safe_executor import SafeExecutor
+from agent.execution.taint import around_tainted, read_untrusted
 from agent.execution.turn_pause import TurnPause
 from agent.execution.turn_rows import TurnRows
+
+__all__ = ["CallGate", "around_tainted", "read_untrusted"]
 
 _REASON_CHARACTERS_MAX: Final = 1_000
 

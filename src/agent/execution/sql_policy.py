@@ -8,19 +8,21 @@ without a schema is then the one of `pg_catalog` that was judged.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import postgast
 
 from agent.approval.risk import Risk
 from agent.execution.sql_allowed import FUNCTION_COLUMNS, FUNCTIONS, OPERATORS, TYPES
+from agent.execution.sql_bounds import is_bounded, is_of_constants
 from agent.execution.sql_columns import HiddenColumn, check_columns
 from agent.execution.sql_effort import FUNCTIONS as COSTLY_FUNCTIONS
 from agent.execution.sql_effort import OPERATORS as COSTLY_OPERATORS
 from agent.execution.sql_effort import UnendingWork, check_effort, check_path
+from agent.execution.sql_scope import SqlScope, TableRule
+from agent.execution.sql_sizes import TooLarge, check_format, check_series, check_size
 from agent.execution.sql_text import UnreadableSql, check_text
 from agent.execution.sql_tree import children, kind, same_tree, strings, unwrap
 
@@ -42,12 +44,9 @@ CATALOG_VIEWS: Final = frozenset({
 })  # fmt: skip
 """Readable relations of `information_schema`. They show what the login has rights on."""
 
-# An argument above this makes a value or a series that is only there to use the server up.
-_SERIES_LIMIT: Final = 10_000_000
-_TEXT_LIMIT: Final = 10_000
-_LEAST_LIMIT: Final = 1_000
+__all__ = ["CATALOG_VIEWS", "SHOWN_SETTINGS", "SqlScope", "SqlVerdict", "TableRule", "classify"]
+
 _CROSS_JOIN_LIMIT: Final = 3
-_LIST_LIMIT: Final = 100
 
 _PLAIN_NODES: Final = frozenset({
     "A_ArrayExpr", "A_Const", "A_Indices", "A_Star", "Alias", "BitString", "BoolExpr", "Boolean",
@@ -68,99 +67,10 @@ _EXPLAIN_OPTIONS: Final = frozenset({
     "analyze", "buffers", "costs", "format", "generic_plan", "memory", "settings", "summary", "timing", "verbose",
     "wal",
 })  # fmt: skip
-# System columns with one value for many rows.
-_SHARED_BY_ROWS: Final = frozenset({"tableoid", "xmin", "xmax", "cmin", "cmax"})
-# What a boolean column takes for true and false.
-_BOOLEAN_TEXTS: Final = frozenset({
-    "", "0", "1", "f", "fa", "fal", "fals", "false", "n", "no", "of", "off", "on", "t", "tr", "tru", "true", "y", "ye",
-    "yes",
-})  # fmt: skip
-# Functions of which a VALUES list may be made that overwrites: one value each, known from what is written.
-_ONE_VALUE: Final = frozenset({
-    "abs", "concat", "convert_to", "date", "decode", "gen_random_uuid", "jsonb_build_array", "jsonb_build_object",
-    "lower", "make_date", "make_interval", "make_timestamp", "make_timestamptz", "now", "round", "timezone",
-    "to_date", "to_json", "to_jsonb", "to_timestamp", "to_tsvector", "trim", "btrim", "upper",
-})  # fmt: skip
-_NAMING: Final = frozenset({"funcname", "name", "type_name"})
-# The one place where format() may take a width from.
-_FORMAT_WIDTH: Final = re.compile(r"%(?:\d+\$)?-*(\*|\d+(?!\d*\$))")
 _BETWEEN: Final = frozenset({"BETWEEN", "NOT BETWEEN", "BETWEEN SYMMETRIC", "NOT BETWEEN SYMMETRIC"})
 _ALWAYS: Final = "without a WHERE that compares a column of the table with a constant, it may hit every row"
 
 _Names = frozenset[str]
-
-
-class PolicyTable(Protocol):
-    """What `SqlScope.from_policy` needs of a `[[table]]` in the policy file."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def columns(self) -> Sequence[str] | None: ...
-    @property
-    def insert(self) -> bool: ...
-    @property
-    def update(self) -> Sequence[str]: ...
-    @property
-    def delete(self) -> bool: ...
-    @property
-    def tenants(self) -> Sequence[str]: ...
-
-
-class PolicySql(Protocol):
-    """What `SqlScope.from_policy` needs of `[sql]` in the policy file."""
-
-    @property
-    def functions(self) -> Mapping[str, Any]: ...
-    @property
-    def types(self) -> Sequence[str]: ...
-    @property
-    def operators(self) -> Sequence[str]: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableRule:
-    """What an agent may do with one table or view."""
-
-    columns: frozenset[str] | None = None
-    """Readable columns; None: all."""
-    insert: bool = False
-    update: frozenset[str] = frozenset()
-    """Columns that may be changed; empty: none."""
-    delete: bool = False
-
-
-@dataclass(frozen=True)
-class SqlScope:
-    """Everything outside `pg_catalog` and `information_schema` that a statement may name."""
-
-    tables: Mapping[str, TableRule] = field(default_factory=dict)
-    """By "schema.table"."""
-    functions: Mapping[str, Risk] = field(default_factory=dict)
-    """By "schema.name", with what calling it is."""
-    types: frozenset[str] = frozenset()
-    """Types that values may be cast to, by "schema.name"."""
-    operators: frozenset[str] = frozenset()
-    """Operators that only compute, by "schema.operator"."""
-
-    @classmethod
-    def from_policy(cls, tables: Sequence[PolicyTable], sql: PolicySql, tenant_id: str) -> SqlScope:
-        """The scope of one tenant."""
-        return cls(
-            tables={
-                table.name: TableRule(
-                    columns=None if table.columns is None else frozenset(table.columns),
-                    insert=table.insert,
-                    update=frozenset(table.update),
-                    delete=table.delete,
-                )
-                for table in tables
-                if "*" in table.tenants or tenant_id in table.tenants
-            },
-            functions={name: Risk.of(str(risk)) for name, risk in sql.functions.items()},
-            types=frozenset(sql.types),
-            operators=frozenset(sql.operators),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +103,7 @@ def classify(sql: str, scope: SqlScope) -> SqlVerdict:
     try:
         check_text(sql)
         return gate.judge(sql)
-    except (_Forbidden, HiddenColumn, UnendingWork, UnreadableSql) as refusal:
+    except (_Forbidden, HiddenColumn, TooLarge, UnendingWork, UnreadableSql) as refusal:
         reason = str(refusal)
     except postgast.PgQueryError as error:
         reason = f"it is not SQL that Postgres understands: {error}"
@@ -415,7 +325,7 @@ class _Gate:
         if conflict.target_list:
             self._check_set(name, rule, conflict.target_list)
             source = unwrap(node.select_stmt) if node.HasField("select_stmt") else None
-            if source is not None and not _is_of_constants(source):
+            if source is not None and not is_of_constants(source):
                 self._change(
                     Risk.DESTRUCTIVE, f"it may overwrite any row of {name}: its rows are not all constants"
                 )
@@ -432,10 +342,10 @@ class _Gate:
         seen = self._with(node, seen)
         name, rule = self._target(node, seen)
         self._check_set(name, rule, node.target_list)
-        is_bounded = _is_bounded(node, node.from_clause)
+        bounds_rows = is_bounded(node, node.from_clause)
         self._change(
-            Risk.WRITE if is_bounded else Risk.DESTRUCTIVE,
-            f"it changes rows of {name}" if is_bounded else f"it changes {name}: {_ALWAYS}",
+            Risk.WRITE if bounds_rows else Risk.DESTRUCTIVE,
+            f"it changes rows of {name}" if bounds_rows else f"it changes {name}: {_ALWAYS}",
         )
         self._generic(node, seen, but=frozenset({"with_clause", "relation"}))
 
@@ -443,10 +353,10 @@ class _Gate:
         seen = self._with(node, seen)
         name, rule = self._target(node, seen)
         self._allow(rule.delete, "DELETE from", name)
-        is_bounded = _is_bounded(node, node.using_clause)
+        bounds_rows = is_bounded(node, node.using_clause)
         self._change(
-            Risk.WRITE if is_bounded else Risk.DESTRUCTIVE,
-            f"it deletes rows of {name}" if is_bounded else f"it deletes from {name}: {_ALWAYS}",
+            Risk.WRITE if bounds_rows else Risk.DESTRUCTIVE,
+            f"it deletes rows of {name}" if bounds_rows else f"it deletes from {name}: {_ALWAYS}",
         )
         self._generic(node, seen, but=frozenset({"with_clause", "relation"}))
 
@@ -503,7 +413,7 @@ class _Gate:
         name = parts[-1]
         if len(parts) == 1 or (len(parts) == 2 and parts[0] == "pg_catalog"):
             if name in {"repeat", "lpad", "rpad"}:
-                self._check_size(node, name)
+                check_size(node, name)
             elif name not in FUNCTIONS:
                 hint = _with_schema(name, self._scope.functions)
                 raise _Forbidden(
@@ -512,9 +422,9 @@ class _Gate:
             if name in COSTLY_FUNCTIONS:
                 self._costly.append(node)
             if name == "generate_series":
-                self._check_series(node)
+                check_series(node)
             elif name == "format":
-                self._check_format(node)
+                check_format(node)
         else:
             is_plain = len(parts) == 2 and not any("." in part for part in parts)
             risk = self._scope.functions.get(".".join(parts)) if is_plain else None
@@ -523,40 +433,6 @@ class _Gate:
             self._raise_to(risk, f"the function {'.'.join(parts)} is listed as {risk}")
             self.called.add(".".join(parts))
         self._generic(node, seen, but=frozenset({"funcname"}))
-
-    @staticmethod
-    def _check_size(node: Any, name: str) -> None:
-        arguments = [unwrap(item) for item in node.args]
-        length = _number(arguments[1]) if len(arguments) in {2, 3} else None
-        is_named = any(kind(item) == "NamedArgExpr" for item in arguments)
-        if (
-            name == "repeat"
-            and len(arguments) == 2
-            and kind(arguments[0]) == "A_Const"
-            and _is_least(arguments[1])
-        ):
-            return
-        if length is None or length > _TEXT_LIMIT or is_named:
-            raise _Forbidden(
-                f"{name} needs a length that is a number up to {_TEXT_LIMIT}"
-                + (f"; or repeat a constant least(…, {_LEAST_LIMIT}) times" if name == "repeat" else "")
-            )
-
-    @staticmethod
-    def _check_format(node: Any) -> None:
-        template = unwrap(node.args[0]) if node.args else None
-        if template is None or kind(template) != "A_Const" or node.func_variadic:
-            raise _Forbidden("format needs a constant first argument, and no VARIADIC")
-        for width in _FORMAT_WIDTH.findall(template.sval.sval):
-            if width == "*" or len(width) > 4 or int(width) > _LEAST_LIMIT:
-                raise _Forbidden(f"format takes widths up to {_LEAST_LIMIT}, written in its first argument")
-
-    @staticmethod
-    def _check_series(node: Any) -> None:
-        for item in node.args:
-            number = _number(unwrap(item))
-            if number is not None and abs(number) > _SERIES_LIMIT:
-                raise _Forbidden(f"generate_series is limited to numbers up to {_SERIES_LIMIT}")
 
     def _function_in_from(self, node: Any, seen: _Names) -> None:
         """A function's alias may stand for its plain value, and then `alias.name` calls the function `name` with it."""
@@ -675,27 +551,6 @@ def _with_schema(name: str, listed: Iterable[str]) -> str:
     return next((full for full in listed if full.partition(".")[2] == name), "")
 
 
-def _is_of_constants(source: Any) -> bool:
-    """Whether an INSERT's rows are a VALUES list that makes one row of each entry, with values that it tells."""
-    return bool(source.values_lists) and all(
-        _is_of_constant(unwrap(value)) for row in source.values_lists for value in unwrap(row).items
-    )
-
-
-def _is_of_constant(node: Any) -> bool:
-    """Constants, and what is made of them by operators and functions that return one value."""
-    name = kind(node)
-    if name in {"A_Const", "SetToDefault", "SQLValueFunction"}:
-        return True
-    if name == "FuncCall":
-        parts = strings(node.funcname)
-        if parts[-1] not in _ONE_VALUE or parts[:-1] not in ([], ["pg_catalog"]):
-            return False
-    elif name not in {"A_ArrayExpr", "A_Expr", "CoalesceExpr", "List", "RowExpr", "TypeCast"}:
-        return False
-    return all(_is_of_constant(child) for field_name, child in children(node) if field_name not in _NAMING)
-
-
 def _is_row_field(name: str) -> bool:
     return name[:1] == "f" and name[1:].isdecimal() and name.isascii()
 
@@ -710,86 +565,3 @@ def _is_off(option: Any) -> bool:
     if kind(value) == "Boolean":
         return not value.boolval
     return kind(value) == "String" and value.sval.lower() in {"false", "off"}
-
-
-def _is_least(node: Any) -> bool:
-    """least(…, number) with a number that is small enough."""
-    if kind(node) == "TypeCast":
-        return strings(node.type_name.names)[-1] in {"int2", "int4", "int8"} and _is_least(unwrap(node.arg))
-    if kind(node) != "MinMaxExpr" or node.op != postgast.pg_query_pb2.MinMaxOp.IS_LEAST:
-        return False
-    numbers = [_number(unwrap(item)) for item in node.args]
-    return any(number is not None and number <= _LEAST_LIMIT for number in numbers)
-
-
-def _number(node: Any) -> int | None:
-    """The value of a constant whole number, or None. Other numbers are rounded up."""
-    if kind(node) == "TypeCast":
-        return _number(unwrap(node.arg))
-    if kind(node) == "A_Expr" and strings(node.name) == ["-"] and not node.HasField("lexpr"):
-        number = _number(unwrap(node.rexpr))
-        return None if number is None else -number
-    if kind(node) != "A_Const":
-        return None
-    if node.HasField("ival"):
-        return int(node.ival.ival)
-    if node.HasField("fval"):
-        return int(float(node.fval.fval)) + 1
-    if node.HasField("sval") and node.sval.sval.strip().lstrip("+-").isdecimal():
-        return int(node.sval.sval)
-    return None
-
-
-def _is_bounded(node: Any, others: Sequence[Any]) -> bool:
-    """Whether the WHERE of a change demands that a column of the changed table equals a constant.
-
-    The row count of a trial run is what a person decides on; this only tells the plain cases from the rest.
-    """
-    if not node.HasField("where_clause"):
-        return False
-    relation = node.relation
-    name = relation.alias.aliasname if relation.HasField("alias") else relation.relname
-    return _bounding_column(unwrap(node.where_clause), name, is_alone=not others) is not None
-
-
-def _bounding_column(node: Any, table: str, *, is_alone: bool) -> str | None:
-    """The column that this condition ties to constants, or None when it does not."""
-    if kind(node) == "BoolExpr":
-        columns = [_bounding_column(unwrap(item), table, is_alone=is_alone) for item in node.args]
-        if node.boolop == postgast.pg_query_pb2.BoolExprType.AND_EXPR:
-            return next((column for column in columns if column is not None), None)
-        if node.boolop == postgast.pg_query_pb2.BoolExprType.OR_EXPR and len(set(columns)) == 1:
-            return columns[0]
-        return None
-    if kind(node) != "A_Expr" or strings(node.name) != ["="]:
-        return None
-    kinds = postgast.pg_query_pb2.A_Expr_Kind
-    left, right = unwrap(node.lexpr), unwrap(node.rexpr)
-    if node.kind == kinds.AEXPR_IN:
-        items = [unwrap(item) for item in right.items]
-    elif node.kind == kinds.AEXPR_OP_ANY and kind(right) == "A_ArrayExpr":
-        items = [unwrap(item) for item in right.elements]
-    elif node.kind == kinds.AEXPR_OP:
-        if kind(left) != "ColumnRef":
-            left, right = right, left
-        items = [right]
-    else:
-        return None
-    if kind(left) != "ColumnRef" or len(items) > _LIST_LIMIT or not all(map(_is_selective, items)):
-        return None
-    parts = [unwrap(item) for item in left.fields]
-    if any(kind(part) != "String" for part in parts) or parts[-1].sval in _SHARED_BY_ROWS:
-        return None
-    if len(parts) == 1:
-        return str(parts[0].sval) if is_alone else None
-    return str(parts[-1].sval) if parts[-2].sval == table else None
-
-
-def _is_selective(node: Any) -> bool:
-    """A constant that a column can have in few rows: neither NULL nor true or false, in whatever spelling."""
-    if kind(node) == "TypeCast":
-        names = strings(node.type_name.names)
-        return names[-1] != "bool" and not node.type_name.array_bounds and _is_selective(unwrap(node.arg))
-    if kind(node) != "A_Const" or node.isnull or node.HasField("boolval"):
-        return False
-    return not node.HasField("sval") or node.sval.sval.strip().lower() not in _BOOLEAN_TEXTS

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from agent.execution.sql_policy import SqlVerdict
     from agent.settings import Settings
 
+__all__ = ["NotRun", "SqlRunner"]
+
 T = TypeVar("T")
 _GRACE_SECONDS = 5.0  # beyond the server's own time-out: then the connection is given up
 _READ_GRACE_SECONDS = 3.0  # the same for a read
