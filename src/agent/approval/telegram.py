@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from agent.approval.card import Card, CardItem, Shown, make_card, result_text
+from agent.approval.channel_rows import log_entry, remember_delivery
 from agent.approval.records import Approval
 from agent.approval.risk import Risk
-from agent.approval.slack import log_entry, remember_delivery
 from agent.chat.telegram_bot import TelegramBot
 from agent.chat.telegram_text import MESSAGE_LIMIT, MessageText
 from agent.errors import ConfigurationError, LearningError, NotFound, OperatorError
