@@ -150,7 +150,62 @@ BEGIN
 END
 $$;
 
--- A sample of a table for callers who have no connection of their own: {now, rows: [[value, …, whether of the newest]]}.
+-- The function of another role that reading a table would run with the rights of the reader, or NULL. To plan a query, Postgres
+-- computes what is constant in the expressions of indexes, statistics and partition keys; a value is made text by a cast, which
+-- the owner of its type may define; policies and the rules of views run as they say. So whoever owns a table could have code run
+-- by whom samples it. The functions of superusers and of roles that may become the reader are no others'.
+-- The one text of this query: where the application lives in another database, Python runs the body as it stands.
+-- So its arguments are $1, the schema, and $2, the table. SECURITY INVOKER: it asks for its caller. Locks nothing.
+CREATE FUNCTION public.code_of_others(the_schema text, the_table text)
+RETURNS text
+LANGUAGE sql STABLE SECURITY INVOKER
+SET search_path = pg_catalog, pg_temp
+AS $code$
+    WITH RECURSIVE tables (oid) AS (
+        SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2
+        UNION
+        SELECT x.oid FROM tables t CROSS JOIN LATERAL (
+            SELECT i.inhrelid AS oid FROM pg_inherits i WHERE i.inhparent = t.oid
+            UNION ALL
+            SELECT d.refobjid FROM pg_policy o
+            JOIN pg_depend d ON d.classid = 'pg_policy'::regclass AND d.objid = o.oid AND d.refclassid = 'pg_class'::regclass
+            WHERE o.polrelid = t.oid AND row_security_active(t.oid)
+            UNION ALL
+            SELECT d.refobjid FROM pg_class v JOIN pg_rewrite w ON w.ev_class = v.oid
+            JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid AND d.refclassid = 'pg_class'::regclass
+            WHERE v.oid = t.oid AND v.relkind = 'v') AS x
+    ), expressions (classid, objid) AS (
+        SELECT 'pg_class'::regclass::oid, t.oid FROM tables t
+        UNION ALL
+        SELECT 'pg_class'::regclass, i.indexrelid FROM tables t JOIN pg_index i ON i.indrelid = t.oid
+        UNION ALL
+        SELECT 'pg_statistic_ext'::regclass, s.oid FROM tables t JOIN pg_statistic_ext s ON s.stxrelid = t.oid
+        UNION ALL
+        SELECT 'pg_policy'::regclass, o.oid FROM tables t JOIN pg_policy o ON o.polrelid = t.oid WHERE row_security_active(t.oid)
+        UNION ALL
+        SELECT 'pg_rewrite'::regclass, w.oid FROM tables t
+        JOIN pg_class v ON v.oid = t.oid AND v.relkind = 'v' JOIN pg_rewrite w ON w.ev_class = v.oid
+    ), types (oid) AS (
+        SELECT a.atttypid FROM tables t JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
+        UNION
+        SELECT y.typbasetype FROM types t JOIN pg_type y ON y.oid = t.oid AND y.typtype = 'd'
+    ), functions (oid) AS (
+        SELECT CASE d.refclassid WHEN 'pg_proc'::regclass THEN d.refobjid ELSE o.oprcode::oid END
+        FROM expressions e JOIN pg_depend d ON d.classid = e.classid AND d.objid = e.objid
+        LEFT JOIN pg_operator o ON d.refclassid = 'pg_operator'::regclass AND o.oid = d.refobjid
+        WHERE d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
+        UNION ALL
+        SELECT k.castfunc FROM types t JOIN pg_cast k ON k.castsource = t.oid AND k.casttarget = 'text'::regtype
+    )
+    SELECT quote_ident(n.nspname) || '.' || quote_ident(p.proname)
+    FROM functions f JOIN pg_proc p ON p.oid = f.oid JOIN pg_namespace n ON n.oid = p.pronamespace
+    JOIN pg_roles r ON r.oid = p.proowner
+    WHERE NOT r.rolsuper AND NOT pg_has_role(p.proowner, current_user, 'MEMBER')
+    ORDER BY 1 LIMIT 1
+$code$;
+
+-- A sample of a table for callers who have no connection of their own: {now, rows: [[value, …, whether of the newest]]}, or
+-- {code_of_others} where that would run any.
 -- With the rights of the caller, so that it reads nothing they may not; it changes nothing (STABLE: an API runs it read
 -- only), and waits half a second for a lock. Names are quoted as identifiers and must be those of a relation and of its
 -- columns. how_read by column: text, small or null. percent NULL: the first rows; else that share of the blocks, and one
@@ -164,6 +219,7 @@ RETURNS jsonb
 LANGUAGE plpgsql STABLE SECURITY INVOKER
 SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '500ms'
+SET constraint_exclusion = off
 SET timezone = 'UTC'
 SET datestyle = 'ISO, YMD'
 AS $$
@@ -180,6 +236,9 @@ BEGIN
         WHERE NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = target AND a.attname = w.name
                           AND a.attnum > 0 AND NOT a.attisdropped)) THEN
         RAISE EXCEPTION 'there is no such table with these columns' USING ERRCODE = 'PT404';
+    END IF;
+    IF public.code_of_others(the_schema, the_table) IS NOT NULL THEN
+        RETURN jsonb_build_object('code_of_others', public.code_of_others(the_schema, the_table));
     END IF;
     SELECT string_agg(CASE h.how
         WHEN 'text' THEN format('left(%I::text, 200)', h.name)
@@ -207,7 +266,7 @@ END
 $$;
 
 -- How many values of a column there are in some rows, how many different ones, and how many of them another column has:
--- {sampled, distinct, matched}. With the rights of the caller; it changes nothing. The other column needs a unique index.
+-- {sampled, distinct, matched}, or {code_of_others} where that would run any. With the rights of the caller; it changes nothing. The other column needs a unique index.
 -- percent: the share of the blocks that the rows are taken from; NULL: the first rows.
 -- Names are quoted as identifiers and must be those of relations and of their columns.
 CREATE FUNCTION public.match_app_values(from_schema text, from_table text, from_column text, to_schema text, to_table text,
@@ -216,6 +275,7 @@ RETURNS jsonb
 LANGUAGE plpgsql STABLE SECURITY INVOKER
 SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '500ms'
+SET constraint_exclusion = off
 AS $$
 DECLARE
     source regclass := to_regclass(format('%I.%I', from_schema, from_table));
@@ -228,6 +288,10 @@ BEGIN
                       WHERE i.indrelid = target AND i.indisunique AND i.indpred IS NULL AND i.indnkeyatts = 1
                         AND a.attname = to_column) THEN
         RAISE EXCEPTION 'there are no such columns, the second with a unique index' USING ERRCODE = 'PT404';
+    END IF;
+    found := to_jsonb(coalesce(public.code_of_others(from_schema, from_table), public.code_of_others(to_schema, to_table)));
+    IF found IS NOT NULL THEN
+        RETURN jsonb_build_object('code_of_others', found);
     END IF;
     EXECUTE format(
         'SELECT jsonb_build_object(''sampled'', count(*), ''distinct'', count(DISTINCT v.value), '
@@ -243,5 +307,6 @@ SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.save_app_patterns(jsonb, text, jsonb)',
     'public.read_app_patterns(jsonb, text, text[], boolean)',
     'public.forget_app_patterns(jsonb, text, text[])',
+    'public.code_of_others(text, text)',
     'public.sample_app_table(text, text, text[], text[], integer, double precision, integer, text, text, integer)',
     'public.match_app_values(text, text, text, text, text, text, integer, double precision)']::regprocedure[]) AS f;

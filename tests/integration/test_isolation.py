@@ -159,6 +159,7 @@ WITHOUT_IDENTITY: dict[str, dict[str, Any]] = {
     "resume_failed": {"batch_id": SOME_ID, "error": "e"},
     "remember_delivery": {"channel": "slack", "delivery_key": "k"},
     "tend_approvals": {"executing_seconds": 60.0},
+    "code_of_others": {"the_schema": "public", "the_table": "agent_migration"},
     "sample_app_table": {
         "the_schema": "public",
         "the_table": "agent_migration",

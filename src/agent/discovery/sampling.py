@@ -13,11 +13,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Final
 
 import psycopg
-from psycopg import AsyncConnection, sql
+from psycopg import AsyncConnection, AsyncRawCursor, sql
 
+from agent.database.migrations import body_of
 from agent.discovery.column_types import kind_of
 from agent.discovery.formats import VALUE_LIMIT
 from agent.discovery.structure import full_name
@@ -195,6 +197,11 @@ _READ: Final = {
 }
 
 
+@lru_cache(maxsize=1)
+def _code_query() -> bytes:
+    return body_of("code_of_others").encode()
+
+
 class Sampler(ABC):
     """Where samples come from."""
 
@@ -254,6 +261,7 @@ class ConnectionSampler(Sampler):
         return now
 
     async def sample(self, plan: SamplePlan) -> Sample:
+        await self._refuse_code_of_others(plan.schema, plan.table)
         found = await self._fetch(plan.name, sample_statement(plan))
         is_whole = plan.percent is None and len(found) < plan.rows
         if plan.percent is not None and not any(not row[-1] for row in found):
@@ -277,15 +285,25 @@ class ConnectionSampler(Sampler):
     async def match(
         self, reference: Mapping[str, Any], rows: int, percent: float | None
     ) -> tuple[int, int, int]:
+        await self._refuse_code_of_others(reference["from_schema"], reference["from_table"])
+        await self._refuse_code_of_others(reference["to_schema"], reference["to_table"])
         (found,) = await self._fetch(
             full_name(reference["from_schema"], reference["from_table"]),
             match_statement(reference, rows, percent),
         )
         return found[0], found[1], found[2]
 
-    async def _fetch(self, table: str, statement: sql.Composed | sql.SQL) -> list[tuple[Any, ...]]:
+    async def _refuse_code_of_others(self, schema: str, table: str) -> None:
+        name = full_name(schema, table)
+        for (function,) in await self._fetch(name, _code_query(), (schema, table)):
+            raise SampleError(name, reason_of_code(function))
+
+    async def _fetch(
+        self, table: str, statement: sql.Composed | sql.SQL | bytes, values: Sequence[str] = ()
+    ) -> list[tuple[Any, ...]]:
         try:
-            cursor = await self._connection.execute(statement)
+            cursor = AsyncRawCursor(self._connection)
+            await cursor.execute(statement, values)
             return await cursor.fetchall()
         except psycopg.Error as error:
             if self._connection.broken:
@@ -325,6 +343,11 @@ def reason_of(sqlstate: str | None, condition: str) -> str:
             return "it was dropped or changed meanwhile"
         case _:
             return f"reading it failed ({sqlstate}, {condition})"
+
+
+def reason_of_code(function: str) -> str:
+    """Why a table is not sampled whose owner could have code run with our rights."""
+    return f"reading it would run the function {function} of another role with the rights of this login"
 
 
 def head_of(plan: SamplePlan) -> SamplePlan:

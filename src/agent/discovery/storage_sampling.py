@@ -8,7 +8,15 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from agent.database.protocol import Database
-from agent.discovery.sampling import Sample, SampleError, SamplePlan, Sampler, as_sample, head_of
+from agent.discovery.sampling import (
+    Sample,
+    SampleError,
+    SamplePlan,
+    Sampler,
+    as_sample,
+    head_of,
+    reason_of_code,
+)
 from agent.discovery.structure import full_name
 from agent.errors import AccessRefused, DatabaseUnavailable, LearningError, MigrationError, NotFound
 
@@ -78,7 +86,7 @@ class StorageSampler(Sampler):
     async def _call(self, table: str, function: str, **arguments: Any) -> Any:
         try:
             async with asyncio.timeout(self._seconds):
-                return await self._database.call(function, **arguments)
+                found = await self._database.call(function, **arguments)
         except TimeoutError:
             raise SampleError(table, "it took longer than discovery may take") from None
         except DatabaseUnavailable as error:
@@ -93,3 +101,6 @@ class StorageSampler(Sampler):
             raise SampleError(table, "it was dropped or changed meanwhile") from None
         except LearningError as error:
             raise SampleError(table, f"reading it failed ({type(error).__name__})") from None
+        if (code := found.get("code_of_others")) is not None:
+            raise SampleError(table, reason_of_code(code))
+        return found

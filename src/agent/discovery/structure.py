@@ -142,6 +142,7 @@ async def open_app_database(settings: Settings) -> AsyncIterator[AsyncConnection
             f"SET statement_timeout = {milliseconds}; SET lock_timeout = {_LOCK_MILLISECONDS}; "
             f"SET idle_in_transaction_session_timeout = '{_IDLE_SECONDS}s'; "
             "SET default_transaction_read_only = on; SET search_path = ''; SET jit = off; "
+            "SET constraint_exclusion = off; "
             "SET max_parallel_workers_per_gather = 0".encode()
         )
         await connection.set_read_only(True)
