@@ -9,30 +9,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import Any
 from urllib.parse import urlencode
-from uuid import UUID
 
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import HTMLResponse, Response
 
-from agent.approval.card import Card, make_card, visible
+from agent.approval.card import visible
 from agent.approval.records import Approval
-from agent.approval.standing_rules import LONGEST, make_rule, no_rule_because
+from agent.approval.standing_rules import make_rule
 from agent.errors import (
     LearningError,
-    NotFound,
     Refused,
 )
 from agent.events import emit
 from agent.identity import Identity
-from agent.server.argument_form import fields_of, read_form
+from agent.server.approval_lookup import LIST_MAX, document_of, find, listed
+from agent.server.approval_pages import (
+    needs_confirming,
+    problem_page,
+    row_of,
+    schema_of,
+    show,
+    waiting_elsewhere,
+)
+from agent.server.argument_form import read_form
 from agent.server.reviewer_login import COOKIE
 from agent.server.reviewer_pages import (
-    BODY_MAX,
     SAID,
     ApprovalDesk,
     Desk,
@@ -47,26 +52,18 @@ from agent.server.reviewer_pages import (
     is_form,
     is_secure,
     json_answer,
-    moment_of,
-    one_line,
     own_path,
     program_of,
     refusal,
     render_page,
-    report_failure,
     root_of,
-    sees_tenant,
     status_of,
     style_sheet,
     tenants_of,
     visitor_of,
 )
 
-if TYPE_CHECKING:
-    from agent.approval.reviewers import Reviewer
-
 CHANNEL = "web"
-_LIST_MAX = 500
 _PAGE = 100
 _NOTE_MAX = 2_000
 _STATES = frozenset(
@@ -76,25 +73,6 @@ _HASH = re.compile(r"[0-9a-f]{16,64}")
 
 
 router = APIRouter(tags=["approvals"])
-
-
-# --- who ---------------------------------------------------------------------------------------------------------
-
-
-async def _find(
-    desk: ApprovalDesk, reviewer: Reviewer, approval_id: str, tenant: str | None
-) -> tuple[Approval, Identity]:
-    """An approval that this reviewer may see.
-
-    Raises:
-        NotFound: there is none; the same whether it does not exist or is another tenant's.
-    """
-    with suppress(ValueError):  # no UUID is nobody's
-        wanted = str(UUID(approval_id))
-        for identity in tenants_of(desk, reviewer, tenant):
-            with suppress(NotFound):
-                return await desk.queue.get(wanted, identity), identity
-    raise NotFound(f"there is no approval {approval_id[:80]!r} that {reviewer.name!r} may see")
 
 
 # --- REST --------------------------------------------------------------------------------------------------------
@@ -117,13 +95,13 @@ async def list_approvals(
         visitor = await program_of(request, desk)
         if state is not None and state not in _STATES:
             raise HTTPException(422, f"state={state[:40]!r} is none of {', '.join(sorted(_STATES))}.")
-        if not 1 <= limit <= _LIST_MAX:
-            raise HTTPException(422, f"limit={limit} must be from 1 to {_LIST_MAX}.")
+        if not 1 <= limit <= LIST_MAX:
+            raise HTTPException(422, f"limit={limit} must be from 1 to {LIST_MAX}.")
         if order not in {"newest", "oldest"}:
             raise HTTPException(422, f"order={order[:40]!r} must be newest or oldest.")
         wanted = ({"state": state} if state else {}) | {"oldest_first": order == "oldest"}
-        found, more = await _listed(desk, visitor.reviewer, tenant, wanted, limit, after=after)
-        return json_answer({"approvals": [_document(approval) for approval, _ in found], "next": more})
+        found, more = await listed(desk, visitor.reviewer, tenant, wanted, limit, after=after)
+        return json_answer({"approvals": [document_of(approval) for approval, _ in found], "next": more})
     except (HTTPException, LearningError) as error:
         return refusal(error)
 
@@ -133,55 +111,10 @@ async def get_approval(request: Request, desk: Desk, approval_id: str, tenant: s
     """One approval: what is asked, by whom, its votes and its state."""
     try:
         visitor = await program_of(request, desk)
-        approval, _ = await _find(desk, visitor.reviewer, approval_id, tenant)
-        return json_answer(_document(approval))
+        approval, _ = await find(desk, visitor.reviewer, approval_id, tenant)
+        return json_answer(document_of(approval))
     except (HTTPException, LearningError) as error:
         return refusal(error)
-
-
-async def _listed(
-    desk: ApprovalDesk,
-    reviewer: Reviewer,
-    tenant: str | None,
-    wanted: Mapping[str, Any],
-    limit: int,
-    *,
-    after: str | None = None,
-) -> tuple[list[tuple[Approval, Identity]], str | None]:
-    """At most so many approvals, and what comes after them, where there are more."""
-    asked = {**wanted, "limit": limit + 1}
-    if after is not None:
-        asked["after"] = _place(after)
-    found: list[tuple[Approval, Identity]] = []
-    for identity in tenants_of(desk, reviewer, tenant):
-        rows = await desk.queue.database.call("list_approvals", identity, wanted=asked)
-        found += [(Approval.from_row(row), identity) for row in rows]
-    found.sort(key=lambda pair: pair[0].approval_id)
-    found.sort(key=lambda pair: pair[0].requested_at, reverse=not wanted.get("oldest_first"))
-    if len(found) <= limit:
-        return found, None
-    last = found[limit - 1][0]
-    return found[:limit], f"{last.requested_at.isoformat()}~{last.approval_id}"
-
-
-def _place(after: str) -> dict[str, str]:
-    """The approval after which a list goes on."""
-    moment, _, approval_id = after.partition("~")
-    try:
-        found = datetime.fromisoformat(moment)
-        if found.tzinfo is None:
-            raise ValueError
-        return {"requested_at": found.isoformat(), "approval_id": str(UUID(approval_id))}
-    except ValueError:
-        raise HTTPException(422, f"after={after[:80]!r} is not the `next` of a list.") from None
-
-
-def _document(approval: Approval) -> dict[str, Any]:
-    """What programs are given: the approval without where its messages and its thread are."""
-    document = approval.as_json()
-    for name in ("messages", "interrupt"):
-        document.pop(name, None)
-    return document
 
 
 # --- deciding ----------------------------------------------------------------------------------------------------
@@ -215,11 +148,11 @@ async def decide_approval(
     try:
         visitor = await program_of(request, desk)
         sent = await _sent(request, desk, visitor)
-        approval, identity = await _find(desk, visitor.reviewer, approval_id, tenant)
+        approval, identity = await find(desk, visitor.reviewer, approval_id, tenant)
         if sent.verdict == "edit":
             return await _edit(request, desk, visitor, approval, identity, sent)
         is_unconfirmed = sent.form is not None and sent.form.get("confirmed") != "yes"
-        if is_unconfirmed and sent.verdict == "approve" and _needs_confirming(approval):
+        if is_unconfirmed and sent.verdict == "approve" and needs_confirming(approval):
             raise HTTPException(422, "Not recorded: tick that you have read what will be destroyed.")
         outcome = await desk.queue.decide(
             [approval.approval_id],
@@ -249,7 +182,11 @@ async def decide_approval(
                 "why": outcome.why,
                 "notice": next(filter(None, map(desk.queue.outdated_because, outcome.approvals)), None),
                 "approval": next(
-                    (_document(one) for one in outcome.approvals if one.approval_id == approval.approval_id),
+                    (
+                        document_of(one)
+                        for one in outcome.approvals
+                        if one.approval_id == approval.approval_id
+                    ),
                     None,
                 ),
             }
@@ -257,7 +194,7 @@ async def decide_approval(
     except (HTTPException, LearningError) as error:
         if not wants_page:
             return refusal(error)
-        return await _problem_page(request, desk, visitor, error, approval_id, tenant)
+        return await problem_page(request, desk, visitor, error, approval_id, tenant)
 
 
 @router.post("/approvals/{approval_id}/allow")
@@ -282,7 +219,7 @@ async def allow_calls(request: Request, desk: Desk, approval_id: str, tenant: st
             raise HTTPException(422, "Not recorded: a rule needs `max_rows` and `hours`.")
         if form is not None and form.get("confirmed") != "yes":
             raise HTTPException(422, "Not recorded: tick that such calls shall run without being asked for.")
-        approval, identity = await _find(desk, visitor.reviewer, approval_id, tenant)
+        approval, identity = await find(desk, visitor.reviewer, approval_id, tenant)
         rule = await make_rule(
             desk.queue, approval.approval_id, visitor.reviewer, identity_tenant=identity.tenant_id,
             max_rows=max_rows, max_uses=numbers["max_uses"], lasts=timedelta(hours=hours), args_hash=args_hash,
@@ -303,7 +240,7 @@ async def allow_calls(request: Request, desk: Desk, approval_id: str, tenant: st
     except (HTTPException, LearningError) as error:
         if not wants_page:
             return refusal(error)
-        return await _problem_page(request, desk, visitor, error, approval_id, tenant)
+        return await problem_page(request, desk, visitor, error, approval_id, tenant)
 
 
 def _number(given: Mapping[str, Any], name: str) -> int | None:
@@ -316,10 +253,6 @@ def _number(given: Mapping[str, Any], name: str) -> int | None:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**9:
         return value
     raise HTTPException(422, f"Not recorded: `{name}` must be a whole number.")
-
-
-def _needs_confirming(approval: Approval) -> bool:
-    return str(approval.risk) == "DESTRUCTIVE"
 
 
 async def _edit(
@@ -335,9 +268,9 @@ async def _edit(
     arguments = sent.arguments
     fields: Sequence[Any] = ()
     if sent.form is not None:
-        arguments, fields = read_form(_schema_of(desk, approval), approval.arguments, sent.form)
+        arguments, fields = read_form(schema_of(desk, approval), approval.arguments, sent.form)
         if arguments is None:
-            return await _show(
+            return await show(
                 request, desk, visitor, approval, identity, status=422, fields=fields,
                 problem="Not recorded: some arguments cannot be read. They are marked below.",
             )  # fmt: skip
@@ -359,13 +292,13 @@ async def _edit(
         if sent.form is None or status not in {409, 422}:
             raise
         # With what was typed: who edits need not begin again.
-        approval, identity = await _find(desk, visitor.reviewer, approval.approval_id, identity.tenant_id)
-        return await _show(
+        approval, identity = await find(desk, visitor.reviewer, approval.approval_id, identity.tenant_id)
+        return await show(
             request, desk, visitor, approval, identity, status=status, fields=fields, problem=why
         )
     if sent.form is not None:
         return go_to(request, f"/approvals/{edited.approval_id}", tenant=identity.tenant_id, said="edited")
-    return json_answer({"outcome": "edited", "why": "", "approval": _document(edited)})
+    return json_answer({"outcome": "edited", "why": "", "approval": document_of(edited)})
 
 
 async def _sent(request: Request, desk: ApprovalDesk, visitor: Visitor) -> Sent:
@@ -396,13 +329,6 @@ async def _sent(request: Request, desk: ApprovalDesk, visitor: Visitor) -> Sent:
     )
 
 
-def _schema_of(desk: ApprovalDesk, approval: Approval) -> Mapping[str, Any] | None:
-    """The JSON schema of the call's arguments: as the paused run gave it, else as this process knows the tool."""
-    schemas = (approval.interrupt or {}).get("schemas")
-    schema = schemas.get(approval.approval_id) if isinstance(schemas, Mapping) else None
-    return schema if isinstance(schema, Mapping) else desk.queue.schema_of(approval)
-
-
 # --- pages -------------------------------------------------------------------------------------------------------
 
 
@@ -418,43 +344,24 @@ async def approvals_page(
             return door(request, said=said)
         reviewer = visitor.reviewer
         waits = {"state": "pending", "oldest_first": True}
-        pending, more = await _listed(desk, reviewer, tenant, waits, _PAGE, after=after)
+        pending, more = await listed(desk, reviewer, tenant, waits, _PAGE, after=after)
         decided = {"states": sorted(_STATES - {"pending"})}
-        recent = [] if after else (await _listed(desk, reviewer, tenant, decided, 30))[0]
+        recent = [] if after else (await listed(desk, reviewer, tenant, decided, 30))[0]
         looked_in = [identity.tenant_id for identity in tenants_of(desk, reviewer, tenant)]
         here = {} if tenant is None else {"tenant": tenant}
         return render_page(
             request, "list.html", visitor=visitor, title="Approvals", said=SAID.get(said or ""),
-            pending=[_row(request, approval, identity, visitor) for approval, identity in pending],
-            recent=[_row(request, approval, identity, visitor) for approval, identity in recent],
+            pending=[row_of(request, approval, identity, visitor) for approval, identity in pending],
+            recent=[row_of(request, approval, identity, visitor) for approval, identity in recent],
             tenant=tenant, has_tenants="*" in reviewer.tenants or len(reviewer.tenants) > 1,
             looked_in=[visible(name) for name in looked_in],
             is_part=tenant is None and "*" in reviewer.tenants,
-            elsewhere=await _elsewhere(request, desk, reviewer, looked_in), is_continued=after is not None,
+            elsewhere=await waiting_elsewhere(request, desk, reviewer, looked_in), is_continued=after is not None,
             first=f"{root_of(request)}/approvals?{urlencode(here)}",
             more=None if more is None else f"{root_of(request)}/approvals?{urlencode({**here, 'after': more})}",
         )  # fmt: skip
     except (HTTPException, LearningError) as error:
-        return await _problem_page(request, desk, visitor, error, None, tenant)
-
-
-async def _elsewhere(
-    request: Request, desk: ApprovalDesk, reviewer: Reviewer, looked_in: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Other tenants of this reviewer in which something waits."""
-    if "*" not in reviewer.tenants and set(reviewer.tenants) <= set(looked_in):
-        return []
-    tenants = None if "*" in reviewer.tenants else [*reviewer.tenants]
-    counts: dict[str, int] = await desk.queue.database.call("count_waiting", tenants=tenants)
-    return [
-        {
-            "href": f"{root_of(request)}/approvals?{urlencode({'tenant': name})}",
-            "tenant": visible(name),
-            "count": count,
-        }
-        for name, count in sorted(counts.items())
-        if sees_tenant(reviewer, name) and name not in looked_in
-    ]
+        return await problem_page(request, desk, visitor, error, None, tenant)
 
 
 @router.get("/approvals/style.css", include_in_schema=False)
@@ -487,7 +394,7 @@ async def log_in(request: Request, desk: Desk) -> Response:
             )  # fmt: skip
         return response
     except (HTTPException, LearningError) as error:
-        return await _problem_page(request, desk, None, error, None, None)
+        return await problem_page(request, desk, None, error, None, None)
 
 
 @router.post("/approvals/logout", include_in_schema=False)
@@ -503,7 +410,7 @@ async def log_out(request: Request, desk: Desk) -> Response:
             response.delete_cookie(COOKIE, path=path, httponly=True, samesite="strict")
         return response
     except (HTTPException, LearningError) as error:
-        return await _problem_page(request, desk, None, error, None, None)
+        return await problem_page(request, desk, None, error, None, None)
 
 
 @router.get("/approvals/{approval_id}", response_class=HTMLResponse, include_in_schema=False)
@@ -516,134 +423,7 @@ async def approval_page(
         visitor = await visitor_of(request, desk)
         if visitor is None:
             return door(request)
-        approval, identity = await _find(desk, visitor.reviewer, approval_id, tenant)
-        return await _show(request, desk, visitor, approval, identity, said=SAID.get(said or ""))
+        approval, identity = await find(desk, visitor.reviewer, approval_id, tenant)
+        return await show(request, desk, visitor, approval, identity, said=SAID.get(said or ""))
     except LearningError as error:
-        return await _problem_page(request, desk, visitor, error, None, tenant)
-
-
-async def _show(
-    request: Request,
-    desk: ApprovalDesk,
-    visitor: Visitor,
-    approval: Approval,
-    identity: Identity,
-    *,
-    status: int = 200,
-    said: str | None = None,
-    problem: str | None = None,
-    fields: Sequence[Any] | None = None,
-) -> Response:
-    together = await desk.queue.list(identity, batch_id=approval.batch_id, limit=_LIST_MAX)
-    reviewer = visitor.reviewer
-    hindrance = _hindrance(approval, reviewer)
-    query = urlencode({"tenant": identity.tenant_id})
-    return render_page(
-        request, "approval.html", status=status, visitor=visitor, title=visible(approval.tool), said=said,
-        problem=problem, outdated=desk.queue.outdated_because(approval), approval=approval,
-        card=_card(approval, identity), hindrance=hindrance,
-        has_approved=_has_approved(approval, reviewer), can_edit=hindrance is None and desk.queue.can_edit(approval),
-        fields=fields if fields is not None else fields_of(_schema_of(desk, approval), approval.arguments),
-        is_editing=fields is not None, confirms=_needs_confirming(approval),
-        votes=approval.votes or (),
-        action=f"{root_of(request)}/approvals/{approval.approval_id}/decide?{query}",
-        others=[
-            _row(request, one, identity, visitor)
-            for one in sorted(together, key=lambda one: (str(one.requested_at), one.approval_id))
-            if one.approval_id != approval.approval_id
-        ],
-        replaced_by=_replaced_by(request, approval, identity, together),
-        rule=_rule_form(request, desk, approval, identity, reviewer),
-    )  # fmt: skip
-
-
-def _rule_form(
-    request: Request, desk: ApprovalDesk, approval: Approval, identity: Identity, reviewer: Reviewer
-) -> dict[str, Any] | None:
-    """What the form for a standing rule shows; `None` where this reviewer makes none from this call."""
-    if approval.state in {"rejected", "cancelled"} or no_rule_because(desk.queue, approval, reviewer):
-        return None
-    query = urlencode({"tenant": identity.tenant_id})
-    return {
-        "action": f"{root_of(request)}/approvals/{approval.approval_id}/allow?{query}",
-        "tables": ", ".join(visible(name) for name in approval.tables) or "no table",
-        "rows": approval.rows,
-        "longest_hours": int(LONGEST.total_seconds() // 3_600),
-    }
-
-
-def _card(approval: Approval, identity: Identity) -> Card:
-    """The card with nothing left out: this is where the whole is seen."""
-    return make_card([approval], tenant_id=identity.tenant_id, text_limit=BODY_MAX, line_limit=BODY_MAX)
-
-
-def _hindrance(approval: Approval, reviewer: Reviewer) -> str | None:
-    """Why this reviewer has nothing to decide here, as far as is known; the database has the last word."""
-    if approval.state != "pending":
-        return "This is decided."
-    if (expires := moment_of(approval.expires_at)) is not None and expires <= datetime.now(UTC):
-        return "This has expired, so it is a no."
-    if approval.requested_by in {reviewer.name, *reviewer.user_ids}:
-        return "You asked for this yourself, so somebody else decides."
-    if reviewer.name not in (approval.approvers or ()):
-        return "You are not among those who may decide this."
-    return None
-
-
-def _has_approved(approval: Approval, reviewer: Reviewer) -> bool:
-    return any(vote.get("voter") == reviewer.name for vote in approval.votes or ())
-
-
-def _row(request: Request, approval: Approval, identity: Identity, visitor: Visitor) -> dict[str, Any]:
-    votes = sum(vote.get("verdict") == "approve" for vote in approval.votes or ())
-    return {
-        "href": f"{root_of(request)}/approvals/{approval.approval_id}?{urlencode({'tenant': identity.tenant_id})}",
-        "tool": visible(approval.tool),
-        "risk": str(approval.risk),
-        "state": str(approval.state),
-        "summary": one_line(visible(approval.summary or ""), 200),
-        "requested_by": visible(approval.requested_by or "nobody who is known"),
-        "requested_at": moment_of(approval.requested_at),
-        "expires_at": moment_of(approval.expires_at),
-        "decided_at": moment_of(approval.decided_at),
-        "decided_by": ", ".join(visible(name) for name in approval.decided_by or ()),
-        "votes": f"{votes} of {approval.required_votes}" if (approval.required_votes or 1) > 1 else "",
-        "tenant": visible(identity.tenant_id),
-        "is_mine": _hindrance(approval, visitor.reviewer) is None
-        and not _has_approved(approval, visitor.reviewer),
-    }
-
-
-def _replaced_by(
-    request: Request, approval: Approval, identity: Identity, together: Sequence[Approval]
-) -> str | None:
-    for one in together:
-        if one.replaces == approval.approval_id:
-            return (
-                f"{root_of(request)}/approvals/{one.approval_id}?{urlencode({'tenant': identity.tenant_id})}"
-            )
-    return None
-
-
-async def _problem_page(
-    request: Request,
-    desk: ApprovalDesk,
-    visitor: Visitor | None,
-    error: HTTPException | LearningError,
-    approval_id: str | None,
-    tenant: str | None,
-) -> Response:
-    """What went wrong, on the page of the approval where there is one."""
-    status, why = status_of(error)
-    if status >= 500:
-        report_failure(error)
-    if status == 401:
-        return door(request, problem="Your session is over. Log in and decide again.", goes_to="/approvals")
-    if visitor is not None and approval_id is not None and status in {403, 409, 422}:
-        try:
-            approval, identity = await _find(desk, visitor.reviewer, approval_id, tenant)
-            return await _show(request, desk, visitor, approval, identity, status=status, problem=why)
-        except LearningError:  # what is told is why the decision failed, not why its page did
-            pass
-    title = {404: "Not found", 403: "Refused"}.get(status, "Not done")
-    return render_page(request, "problem.html", status=status, visitor=visitor, title=title, problem=why)
+        return await problem_page(request, desk, visitor, error, None, tenant)
