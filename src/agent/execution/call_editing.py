@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from agent.approval.records import Approval, ApprovalRequest
-from agent.approval.risk import Risk
 from agent.errors import InvalidRequest, Refused
 from agent.execution.call_judging import approvers_of, judged, request_for
 from agent.execution.execution_records import Assessment, call_of
@@ -39,7 +38,7 @@ async def reassess(
     found = await _edited(executor, approval, arguments, identity, thread_id, tool_call_id)
     if found.decision == "deny":
         raise Refused(found.why)
-    risk = _higher(found.risk, approval.risk)
+    risk = max(found.risk, approval.risk, key=lambda one: one.rank)
     found = replace(
         found,
         decision="ask",
@@ -89,7 +88,3 @@ async def _edited(
         thread_id=thread_id,
         tool_call_id=tool_call_id,
     )
-
-
-def _higher(one: Risk, other: Risk) -> Risk:
-    return one if one.rank >= other.rank else other

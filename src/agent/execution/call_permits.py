@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from agent.approval.records import Approval
 from agent.approval.risk import Risk
@@ -109,10 +110,19 @@ class CallPermits:
                 limit_key=key,
                 per_hour=None if key in found.counted else per_hour,
             )
-            if (halted := answer.get("halted")) is not None:
-                raise Refused(f"{found.tool} is stopped by {halted.get('by')}: {halted.get('reason')}")
+            require_no_halt(answer, found.tool)
             if not answer.get("allowed"):
                 raise Refused(
                     f"{found.tool} was called {answer.get('used')} times in the last hour, and {per_hour} are allowed"
                 )
         return frozenset(key for key, _ in limits)
+
+
+def require_no_halt(reserved: Mapping[str, Any], tool: str) -> None:
+    """Nothing, if the kill switch is off in what `reserve_execution` answered.
+
+    Raises:
+        Refused: it is on.
+    """
+    if (halted := reserved.get("halted")) is not None:
+        raise Refused(f"{tool} is stopped by {halted.get('by')}: {halted.get('reason')}")

@@ -21,6 +21,7 @@ from agent.errors import (
 )
 from agent.events import emit
 from agent.execution.argument_schema import check_arguments
+from agent.execution.call_permits import require_no_halt
 from agent.execution.result_text import as_recorded, inert
 from agent.execution.tool_definition import ToolVersion
 from agent.execution.tool_hosting import ToolHosting
@@ -182,8 +183,7 @@ class ToolRunner:
         answer = await self._database.call(
             "reserve_execution", identity, the_tool=version.name, limit_key="", per_hour=None
         )
-        if (halted := answer.get("halted")) is not None:
-            raise Refused(f"{version.name} is stopped by {halted.get('by')}: {halted.get('reason')}")
+        require_no_halt(answer, version.name)
 
     async def _is_new(self, version: ToolVersion, identity: Identity) -> bool:
         if self._strict_runs <= 0:
