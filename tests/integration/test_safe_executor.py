@@ -6,7 +6,7 @@ import asyncio
 import functools
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from langgraph.errors import GraphInterrupt
@@ -137,7 +137,7 @@ def test_asking_for_approval_overrides_a_rule_that_allows(make: MakeExecutor, de
         ("delete", {"user_id": 10**400}, "more than 64 bits"),
         (
             "delete",
-            {"user_id": functools.reduce(lambda inner, _: [inner], range(100_000), 1)},
+            {"user_id": functools.reduce(lambda inner, _: [inner], range(100_000), cast("Any", 1))},
             "must be JSON",
         ),
         ("never", {"user_id": 7}, "never runs"),
