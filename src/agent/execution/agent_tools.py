@@ -18,6 +18,7 @@ from agent.execution.execution_records import Assessment
 from agent.execution.foreign_messages import UNTRUSTED
 from agent.execution.gated_turn import Caller
 from agent.execution.safe_executor import SafeExecutor
+from agent.execution.taint import gives_untrusted
 from agent.execution.tool_registry import Appraisal
 
 
@@ -63,8 +64,7 @@ class AgentTools:
 
     def is_untrusted(self, name: str) -> bool:
         """Whether a tool's results hold text of strangers."""
-        spec = self._executor.registry.get(name)
-        return bool({"*", name} & self.untrusted_tools) or (spec is not None and spec.untrusted)
+        return gives_untrusted(name, self._executor.registry.get(name), self.untrusted_tools)
 
     def taints(self, messages: Sequence[Any]) -> bool:
         """Whether these messages hold the result of an untrusted tool."""

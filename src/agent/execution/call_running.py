@@ -15,7 +15,7 @@ from agent.database.supabase import SupabaseDatabase
 from agent.execution.call_gate import CallGate
 from agent.execution.execution_records import Permit
 from agent.execution.safe_executor import SafeExecutor
-from agent.execution.taint import around_tainted, read_untrusted
+from agent.execution.taint import call_around
 from agent.identity import Identity
 from agent.learning.run_identity import DEFAULT_AGENT, graph_of, resolve_identity
 from agent.learning.run_watch import ambient_run, is_inside
@@ -69,17 +69,12 @@ def run_call(
     Args:
         tainted: whether the caller has read untrusted text; agents inside the tool start with that.
     """
-    inside = [False]
-    token = read_untrusted.set(inside)
-    around = around_tainted.set(tainted or around_tainted.get())
-    try:
-        result = handler(request)
-    except BaseException as error:  # entered as it ended, and raised on, interrupts included
-        portal().run_sync(gate.decided.settle_error(permit, error))
-        raise
-    finally:
-        around_tainted.reset(around)
-        read_untrusted.reset(token)
+    with call_around(tainted=tainted, names=gate.tools.untrusted_tools) as inside:
+        try:
+            result = handler(request)
+        except BaseException as error:  # entered as it ended, and raised on, interrupts included
+            portal().run_sync(gate.decided.settle_error(permit, error))
+            raise
     return portal().run_sync(gate.decided.settle_foreign(permit, result, read=inside[0]))
 
 
@@ -92,20 +87,15 @@ async def arun_call(
     tainted: bool,
 ) -> Result:
     """The async form of `run_call`."""
-    inside = [False]
-    token = read_untrusted.set(inside)
-    around = around_tainted.set(tainted or around_tainted.get())
-    try:
-        result = await handler(request)
-    except Exception as error:  # entered as it ended, and raised on, interrupts included
-        await portal().run(gate.decided.settle_error(permit, error))
-        raise
-    except BaseException as error:  # a cancelled task cannot wait any more, so the entry is handed over
-        portal().submit(gate.decided.settle_error(permit, error)).add_done_callback(_retrieve)
-        raise
-    finally:
-        around_tainted.reset(around)
-        read_untrusted.reset(token)
+    with call_around(tainted=tainted, names=gate.tools.untrusted_tools) as inside:
+        try:
+            result = await handler(request)
+        except Exception as error:  # entered as it ended, and raised on, interrupts included
+            await portal().run(gate.decided.settle_error(permit, error))
+            raise
+        except BaseException as error:  # a cancelled task cannot wait any more, so the entry is handed over
+            portal().submit(gate.decided.settle_error(permit, error)).add_done_callback(_retrieve)
+            raise
     return await portal().run(gate.decided.settle_foreign(permit, result, read=inside[0]))
 
 

@@ -19,6 +19,7 @@ from agent.execution.execution_records import ExecutionResult, Permit, Status, f
 from agent.execution.foreign_messages import UNTRUSTED, changed_messages, fenced_content
 from agent.execution.gated_turn import Caller, Turn, digest_of
 from agent.execution.safe_executor import SafeExecutor
+from agent.execution.taint import call_around
 from agent.execution.tool_registry import ToolOutcome
 
 
@@ -66,10 +67,12 @@ class DecidedCalls:
         found = await self.admit(name, arguments, call_id, kept, caller)
         if isinstance(found, ExecutionResult):
             return self.message(found, call_id)
-        if self._executor.registry.get(name) is not None:
-            return self.message(await self._executor.run(found), call_id)
-        if name in caller.written:
-            return await self._run_written(found, call_id, caller)
+        with call_around(tainted=caller.tainted, names=self._tools.untrusted_tools) as inside:
+            if self._executor.registry.get(name) is not None:
+                ran = await self._executor.run(found)
+                return self.message(ran, call_id, read=inside[0])
+            if name in caller.written:
+                return await self._run_written(found, call_id, caller)
         return found
 
     async def _run_written(self, permit: Permit, call_id: str, caller: Caller) -> ToolMessage:
@@ -148,8 +151,12 @@ class DecidedCalls:
             )
         return await self._executor.permits.admit(found, caller.identity, approval)
 
-    def message(self, result: ExecutionResult, call_id: str) -> ToolMessage:
-        """The message for a model."""
+    def message(self, result: ExecutionResult, call_id: str, *, read: bool = False) -> ToolMessage:
+        """The message for a model.
+
+        Args:
+            read: whether the tool read text of strangers.
+        """
         return ToolMessage(
             content=result.text,
             name=result.tool,
@@ -161,7 +168,7 @@ class DecidedCalls:
                 "approval_id": result.approval_id,
                 "log_id": result.log_id,
             },
-            additional_kwargs=self._mark(result.tool, by_inside=False),
+            additional_kwargs=self._mark(result.tool, by_inside=read),
         )
 
     def _mark(self, name: str, *, by_inside: bool) -> dict[str, Any]:

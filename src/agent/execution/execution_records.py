@@ -90,6 +90,11 @@ class ExecutionResult:
         """Whether it ran and did what it should."""
         return self.status == "succeeded"
 
+    @property
+    def ran(self) -> bool:
+        """Whether the tool was called: then this may hold what it read."""
+        return self.status in ("succeeded", "failed", "unknown")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Permit:

@@ -39,7 +39,7 @@ from agent.execution.execution_records import (
     failure_of,
     waiting,
 )
-from agent.execution.taint import around_tainted, read_untrusted
+from agent.execution.taint import around_tainted, gives_untrusted, read_untrusted, untrusted_names
 from agent.execution.tool_registry import Appraisal, CallContext, ToolOutcome, ToolRegistry, ToolSpec
 from agent.identity import Identity
 from agent.settings import Settings, current_settings
@@ -226,6 +226,7 @@ class SafeExecutor:
         # Looked up here, because work that is handed to the portal leaves the caller's context behind.
         return self._tainting(
             read_untrusted.get(),
+            untrusted_names.get(),
             tool,
             args,
             require_approval=require_approval,
@@ -239,14 +240,19 @@ class SafeExecutor:
         )
 
     async def _tainting(
-        self, around: list[bool] | None, tool: str, args: Mapping[str, Any], *, tainted: bool, **options: Any
+        self,
+        around: list[bool] | None,
+        names: frozenset[str],
+        tool: str,
+        args: Mapping[str, Any],
+        *,
+        tainted: bool,
+        **options: Any,
     ) -> ExecutionResult:
         """A call inside another: taint goes in with it, and comes out of it."""
         tainted = tainted or bool(around and around[0])
         result = await self._execute(tool, args, tainted=tainted, **options)
-        spec = self.registry.get(tool)
-        ran = result.status in ("succeeded", "failed", "unknown")
-        if around is not None and spec is not None and spec.untrusted and ran:
+        if around is not None and result.ran and gives_untrusted(tool, self.registry.get(tool), names):
             around[0] = True
         return result
 

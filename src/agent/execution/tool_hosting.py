@@ -9,6 +9,7 @@ from agent.approval.risk import Risk
 from agent.errors import LearningError, OperatorError, Refused
 from agent.execution.call_judging import require_rights
 from agent.execution.host_function import CallHost, HostAnswer, HostFunction, usable_as_name
+from agent.execution.taint import gives_untrusted
 from agent.execution.tool_definition import ToolVersion
 from agent.execution.tool_registry import ToolRegistry
 from agent.execution.tool_run import RunProgress
@@ -90,7 +91,7 @@ class ToolHosting:
     def answered(self, result: ExecutionResult, progress: RunProgress) -> HostAnswer:
         """The answer to the code, remembering whether it holds text of strangers."""
         spec = self._executor.registry.get(result.tool)
-        if result.ok and spec is not None and spec.untrusted:
+        if result.ran and gives_untrusted(result.tool, spec, progress.untrusted):
             progress.read_untrusted = True
         return answer_of(result)
 

@@ -20,7 +20,7 @@ from agent.events import emit
 from agent.execution.argument_schema import same_json
 from agent.execution.call_judging import judged, request_for, require_rights
 from agent.execution.host_function import HostAnswer, HostFunction
-from agent.execution.taint import around_tainted, read_untrusted
+from agent.execution.taint import around_tainted, gives_untrusted, read_untrusted, untrusted_names
 from agent.execution.tool_definition import (
     WRITING_TOOLS,
     ToolDefinition,
@@ -345,12 +345,12 @@ class ToolLibrary:
                 `None`: that of the library.
         """
         # Looked up here: see `SafeExecutor.execute`.
-        inside = read_untrusted.get()
+        inside, names = read_untrusted.get(), untrusted_names.get()
         tainted = tainted or around_tainted.get() or bool(inside and inside[0])
 
         async def run() -> ToolRun:
             ran = await self._runner.run(
-                name, arguments, identity, tainted=tainted, wait_seconds=wait_seconds
+                name, arguments, identity, tainted=tainted, untrusted=names, wait_seconds=wait_seconds
             )
             if inside is not None and ran.read_untrusted:
                 inside[0] = True
@@ -395,6 +395,8 @@ class ToolLibrary:
             InvalidRequest: it fails, or gives something else than it says.
         """
         recorded = list(example.get("host_results", []))
+        # Looked up here: see `SafeExecutor.execute`. What an example read is told, where it is not what was expected.
+        around, tainted, names = read_untrusted.get(), around_tainted.get(), untrusted_names.get()
 
         async def call_host(name: str, arguments: dict[str, Any]) -> HostAnswer:
             if recorded:
@@ -405,7 +407,7 @@ class ToolLibrary:
                     )
                 return HostAnswer(value=answer["result"])
             try:
-                found = await self._executor.assess(name, arguments, identity, measured=False)
+                found = await self._executor.assess(name, arguments, identity, tainted, measured=False)
             except LearningError as error:
                 return HostAnswer(error=str(error))
             if found.risk is not Risk.READ or found.decision != "allow":
@@ -413,8 +415,14 @@ class ToolLibrary:
                     error=f"{name}() is not called in examples unless it only reads; give its answer in host_results"
                 )
             result = await self._executor.execute(
-                name, arguments, identity=identity, reason="an example of a new tool"
+                name, arguments, identity=identity, tainted=tainted, reason="an example of a new tool"
             )
+            if (
+                around is not None
+                and result.ran
+                and gives_untrusted(name, self._executor.registry.get(name), names)
+            ):
+                around[0] = True
             return answer_of(result)
 
         result = await self._sandbox.run(

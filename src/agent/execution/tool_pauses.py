@@ -164,6 +164,7 @@ class ToolPauses:
             author=author,
             calls=said["calls"],
             read_untrusted=said["read_untrusted"],
+            untrusted=frozenset(said.get("untrusted", ())),  # not in runs put away by an earlier version
         )
         return progress, Snapshot.from_json(said["snapshot"])
 

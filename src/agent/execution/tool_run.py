@@ -43,6 +43,8 @@ class RunProgress:
     """Whether its calls count as one level more dangerous: the run is tainted, or the version is new."""
     author: Identity
     """Whose rights its calls need besides those of the identity: a tool never does more than its author may."""
+    untrusted: frozenset[str] = frozenset()
+    """Names of functions whose answers hold text of strangers, besides those that say so themselves."""
     calls: int = 0
     read_untrusted: bool = False
 
@@ -56,6 +58,7 @@ class RunProgress:
             "stricter": self.stricter,
             "calls": self.calls,
             "read_untrusted": self.read_untrusted,
+            "untrusted": sorted(self.untrusted),
         }
 
 

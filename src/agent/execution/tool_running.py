@@ -76,12 +76,15 @@ class ToolRunner:
         identity: Identity,
         *,
         tainted: bool = False,
+        untrusted: frozenset[str] = frozenset(),
         wait_seconds: float | None = None,
     ) -> ToolRun:
-        """As `ToolLibrary.run`."""
+        """As `ToolLibrary.run`; `untrusted` as in `taint.untrusted_names`."""
         seconds = self._wait_seconds if wait_seconds is None else wait_seconds
         try:
-            return await self._run(name, arguments, identity, tainted=tainted, wait_seconds=seconds)
+            return await self._run(
+                name, arguments, identity, tainted=tainted, untrusted=untrusted, wait_seconds=seconds
+            )
         except (InvalidRequest, NotFound, Refused) as error:
             return await self._turned_down(name, arguments, identity, error)
         except OperatorError as error:  # what the run had called before is in the log
@@ -100,6 +103,7 @@ class ToolRunner:
         identity: Identity,
         *,
         tainted: bool,
+        untrusted: frozenset[str],
         wait_seconds: float,
     ) -> ToolRun:
         if not isinstance(name, str) or not isinstance(arguments, Mapping):
@@ -118,6 +122,7 @@ class ToolRunner:
             run_key=f"tool-{secrets.token_hex(12)}",
             stricter=tainted or await self._is_new(version, identity),
             author=author,
+            untrusted=untrusted,
         )
         call_host, functions = self._hosting.hosting(progress)
         result = await self._sandbox.run(version.code, checked, call_host, host_functions=functions)
