@@ -94,6 +94,24 @@ def test_a_write_waits_for_a_yes_and_runs_once(executor: SafeExecutor, deeds: De
     assert [row["state"] for row in log_of(executor)] == ["executed", "refused"]
 
 
+@pytest.mark.parametrize("user_id", ["dave", "ada-user", None])
+def test_an_approval_is_for_the_user_who_asked_for_it(
+    user_id: str | None, executor: SafeExecutor, deeds: Deeds
+) -> None:
+    asked = run(executor, "delete", {"user_id": 7}, wait=False)
+    (approval,) = approvals(executor)
+    decide(executor, approval, "approve")
+    other = run(
+        executor,
+        "delete",
+        {"user_id": 7},
+        identity=CAROL.with_(user_id=user_id),
+        approval_id=asked.approval_id,
+    )
+    assert (other.status, other.error) == ("denied", "the approval was asked for by another user")
+    assert deeds.done == []
+
+
 def test_a_no_and_silence_run_nothing(executor: SafeExecutor, deeds: Deeds) -> None:
     future, asked = begin(executor, "delete", {"user_id": 7})
     decide(executor, asked, "reject", note='never "mind" n')

@@ -25,7 +25,14 @@ from agent.events import Event, listening
 from agent.execution.safe_executor import SafeExecutor
 from agent.execution.tool_definition import ToolVersion
 from agent.execution.tool_library import ToolLibrary, ToolRun
-from agent.execution.tool_registry import CallContext, ToolArguments, ToolOutcome, ToolRegistry, ToolSpec
+from agent.execution.tool_registry import (
+    Appraisal,
+    CallContext,
+    ToolArguments,
+    ToolOutcome,
+    ToolRegistry,
+    ToolSpec,
+)
 from agent.execution.tool_sandbox import ToolSandbox
 from agent.settings import Settings
 from agent.testing.throwaway import ThrowawayDatabase
@@ -819,6 +826,68 @@ agent = "chief"
         head = CAROL.with_(agent_id="head")
         assert (await world.library.run("tidy", {"table": "orders"}, head)).status == "refused"
         assert world.changes == []
+
+
+async def test_a_tool_that_the_policy_denies_does_not_run(learning_database: ThrowawayDatabase) -> None:
+    async with granting(learning_database, "") as world:
+        await world.make("add_up", ADD, ADD_PARAMETERS, {"arguments": {"a": 1}})
+        await world.make("change_all", CHANGE, TABLE, CHANGE_EXAMPLE)
+        paused = await world.library.run("change_all", {"table": "orders"}, CAROL)
+        await world.decide(paused.approval_id)
+    rule = '[[rule]]\ntool = "*_*"\nagent = "support"\ndecision = "deny"\n'
+    async with granting(learning_database, rule) as world:
+        denied = await world.library.run("add_up", {"a": 1}, CAROL)
+        assert (denied.status, "says deny" in str(denied.error)) == ("refused", True)
+        with pytest.raises(Refused, match="says deny"):
+            await world.library.resume(str(paused.approval_id), CAROL)
+        assert world.changes == []
+
+
+async def test_an_edit_does_not_let_a_tool_do_what_its_author_may_not(
+    learning_database: ThrowawayDatabase,
+) -> None:
+    grants = """
+[[grant]]
+rights = ["tools.create", "look"]
+[[grant]]
+rights = ["look.deep"]
+agent = "support"
+"""
+    seen: list[str] = []
+
+    async def appraise(arguments: TableArguments, _context: CallContext) -> Appraisal:
+        is_deep = arguments.table == "deep"
+        return Appraisal(risk=Risk.WRITE, rights=("look.deep",) if is_deep else ())
+
+    async def look(arguments: TableArguments, _context: CallContext) -> ToolOutcome:
+        seen.append(arguments.table)
+        return ToolOutcome(value="seen")
+
+    async with granting(learning_database, grants) as world:
+        world.executor.registry.register(
+            ToolSpec(name="look", description="Looks.", arguments=TableArguments, risk=appraise, run=look)
+        )
+        code = (
+            "def run(table: str) -> str:\n    try:\n        return look(table)\n"
+            "    except RuntimeError as error:\n        return str(error)\n"
+        )
+        answers = [{"function": "look", "result": "seen"}]
+        draft = await world.library.create(
+            "look_at", "Looks at a table.", code, TABLE, [{"arguments": {"table": "t"}, "host_results": answers}],
+            CAROL.with_(agent_id="author"),
+        )  # fmt: skip
+        await world.decide(draft.approval_id)
+        paused = await world.library.run("look_at", {"table": "flat"}, CAROL)
+        ada = world.queue.policy.reviewers.by_name("ada")
+        assert ada is not None
+        edited = await world.queue.edit(
+            str(paused.approval_id), {"table": "deep"}, ada, channel="test", identity_tenant=CAROL.tenant_id,
+            reassess=world.executor.reassess,
+        )  # fmt: skip
+        assert edited.state == "approved"
+        ran = await world.library.resume(str(paused.approval_id), CAROL)
+        assert "needs the right look.deep" in str(ran.value)
+        assert seen == []
 
 
 # Going on by itself

@@ -38,9 +38,11 @@ async def asked_earlier(
     """An approval that was asked for before.
 
     Raises:
-        Refused: it is for another call.
+        Refused: it is for another call, or was asked for by another user.
     """
     approval = await queue.get(approval_id, identity)
+    if approval.requested_by != identity.user_id:
+        raise Refused("the approval was asked for by another user")
     if approval.tool != found.tool or canonical_json(approval.arguments) != canonical_json(found.arguments):
         raise Refused("the approval is for another call")
     return approval

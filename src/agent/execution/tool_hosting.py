@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from agent.approval.risk import Risk
-from agent.errors import LearningError, OperatorError, Refused
+from agent.errors import InvalidRequest, LearningError, OperatorError, Refused
 from agent.execution.call_judging import require_rights
 from agent.execution.host_function import CallHost, HostAnswer, HostFunction, usable_as_name
 from agent.execution.taint import gives_untrusted
@@ -16,6 +16,7 @@ from agent.execution.tool_run import RunProgress
 from agent.execution.usable_tools import CREATE_NEW_TOOL
 
 if TYPE_CHECKING:
+    from agent.approval.records import Approval
     from agent.execution.execution_records import ExecutionResult
     from agent.execution.safe_executor import SafeExecutor
 
@@ -87,6 +88,24 @@ class ToolHosting:
             return self.answered(result, progress)
 
         return call_host, granted
+
+    async def run_approved(self, approval: Approval, progress: RunProgress) -> ExecutionResult:
+        """Run a call that was decided, unless people edited it into more than the tool's author may do."""
+        if approval.state == "approved" and approval.replaces is not None:
+            try:
+                found = await self._executor.approved_call(approval, progress.identity)
+                require_rights(self._executor.policy, approval.tool, found.rights, progress.author)
+            except (InvalidRequest, Refused) as error:
+                return await self._executor.refusals.turn_away(
+                    approval.tool,
+                    approval.arguments,
+                    progress.identity,
+                    "denied",
+                    str(error),
+                    risk=approval.risk,
+                    approval_id=approval.approval_id,
+                )
+        return await self._executor.run_approved(approval, progress.identity)
 
     def answered(self, result: ExecutionResult, progress: RunProgress) -> HostAnswer:
         """The answer to the code, remembering whether it holds text of strangers."""

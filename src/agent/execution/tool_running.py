@@ -22,6 +22,7 @@ from agent.errors import (
 from agent.events import emit
 from agent.execution.argument_schema import check_arguments
 from agent.execution.call_permits import require_no_halt
+from agent.execution.execution_policy import rule_on
 from agent.execution.result_text import as_recorded, inert
 from agent.execution.tool_definition import ToolVersion
 from agent.execution.tool_hosting import ToolHosting
@@ -113,6 +114,7 @@ class ToolRunner:
         author = self.usable.require_usable(
             version, identity, await self.usable.approval_of(version, identity)
         )
+        self._require_no_denial(version, identity)
         checked = check_arguments(dict(arguments), version.parameters)
         await self._require_no_halt(version, identity)
         progress = RunProgress(
@@ -143,8 +145,9 @@ class ToolRunner:
         try:
             progress, snapshot = await self._pauses.open(kept, first, identity)
             self._hosting.require_functions(progress.tool)
+            self._require_no_denial(progress.tool, progress.identity)
             await self._require_no_halt(progress.tool, identity)
-            result = await self._executor.run_approved(last, progress.identity)
+            result = await self._hosting.run_approved(last, progress)
             call_host, functions = self._hosting.hosting(progress)
             answer = self._hosting.answered(result, progress)
             ended = await self._sandbox.resume(snapshot, answer, call_host, host_functions=functions)
@@ -183,6 +186,17 @@ class ToolRunner:
                 return None
             await asyncio.sleep(_ELSEWHERE_EVERY_SECONDS)
         return ran
+
+    def _require_no_denial(self, version: ToolVersion, identity: Identity) -> None:
+        ruling = rule_on(
+            self._executor.policy.rules,
+            tool=version.name,
+            agent_id=identity.agent_id,
+            tenant_id=identity.tenant_id,
+            risk=Risk.READ,
+        )
+        if ruling.decision == "deny":
+            raise Refused(ruling.why)
 
     async def _require_no_halt(self, version: ToolVersion, identity: Identity) -> None:
         answer = await self._database.call(
