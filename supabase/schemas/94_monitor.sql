@@ -377,7 +377,8 @@ END
 $$;
 
 -- Errors of tools, by template, in the calls of the last recent_hours that are counted, beside fourteen days before: those
--- that were met at least three times. Leans on agent_tool_call_failed and agent_tool_call_by_tool.
+-- that were met at least three times. Calls of imported runs do not count. Leans on agent_tool_call_failed and
+-- agent_tool_call_by_tool.
 -- Returns {now, errors: [{tenant_id, tool, template, failures, calls, earlier_failures, earlier_calls, since, run_ids}]}.
 CREATE FUNCTION public.monitor_errors(recent_hours integer DEFAULT 3)
 RETURNS jsonb
@@ -390,13 +391,19 @@ DECLARE
     recent_from constant timestamptz := this_moment - make_interval(hours => recent_hours);
     found jsonb;
 BEGIN
-    WITH met AS (
-        SELECT c.tenant_id, c.tool, c.template, count(*) AS failures, min(c.called_at) AS since,
-               (array_agg(c.run_id ORDER BY c.called_at DESC))[1:10] AS run_ids
+    WITH failed AS (
+        SELECT c.tenant_id, c.tool, c.template, c.run_id, count(*) AS failures, max(c.called_at) AS called_at
         FROM public.agent_tool_call c
         WHERE c.template IS NOT NULL AND c.called_at >= recent_from
-        GROUP BY c.tenant_id, c.tool, c.template
-        HAVING count(*) >= 3
+          AND NOT EXISTS (SELECT FROM public.agent_run r
+                          WHERE r.tenant_id = c.tenant_id AND r.run_id = c.run_id AND r.source = 'import')
+        GROUP BY c.tenant_id, c.tool, c.template, c.run_id),
+    met AS (
+        SELECT f.tenant_id, f.tool, f.template, sum(f.failures)::bigint AS failures, min(f.called_at) AS since,
+               (array_agg(f.run_id ORDER BY f.called_at DESC))[1:10] AS run_ids
+        FROM failed f
+        GROUP BY f.tenant_id, f.tool, f.template
+        HAVING sum(f.failures) >= 3
         ORDER BY 4 DESC LIMIT 100)
     SELECT coalesce(jsonb_agg(to_jsonb(m) || jsonb_build_object(
                'calls', k.calls, 'earlier_calls', k.earlier_calls, 'earlier_failures', k.earlier_failures)
@@ -407,7 +414,9 @@ BEGIN
                count(*) FILTER (WHERE c.called_at < recent_from) AS earlier_calls,
                count(*) FILTER (WHERE c.called_at < recent_from AND c.template = m.template) AS earlier_failures
         FROM public.agent_tool_call c
-        WHERE c.tenant_id = m.tenant_id AND c.tool = m.tool AND c.called_at >= this_moment - interval '14 days') AS k;
+        WHERE c.tenant_id = m.tenant_id AND c.tool = m.tool AND c.called_at >= this_moment - interval '14 days'
+          AND NOT EXISTS (SELECT FROM public.agent_run r
+                          WHERE r.tenant_id = c.tenant_id AND r.run_id = c.run_id AND r.source = 'import')) AS k;
     PERFORM agent_private.leave(previous);
     RETURN jsonb_build_object('now', this_moment, 'errors', found);
 END

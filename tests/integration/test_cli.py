@@ -739,6 +739,7 @@ def test_the_doctor_finds_a_good_database_good(cli: Cli) -> None:
         "settings": "ok", "database": "ok", "reachable": "ok", "vector": "ok", "migrated": "ok", "isolated": "ok",
         "queue": "ok", "model": "note", "embeddings": "note", "spool": "ok", "policy": "note", "slack": "ok",
         "telegram": "ok", "mail": "ok", "sandbox": found["sandbox"]["status"], "application": "ok", "background": "ok",
+        "alerts": "ok",
     }  # fmt: skip
     assert found["sandbox"]["status"] == (
         "ok" if "behind bubblewrap" in found["sandbox"]["message"] else "note"
@@ -782,6 +783,15 @@ def test_the_doctor_says_what_is_missing_for_approvals_channels_and_mail(cli: Cl
     policy.write_text("[approval]\nwrite_votes = 2\n")
     found = findings(cli, exit_code=1)
     assert "WRITE calls in tenant 'default' need 2 who approve, and 0 may" in found["policy"]["message"]
+
+
+def test_the_doctor_says_where_alerts_go_and_what_a_sink_lacks(cli: Cli) -> None:
+    cli.set(LEARNING_ALERT_WEBHOOK="https://ada:hidden@hooks.example.com/x", LEARNING_ALERT_TELEGRAM_CHAT="5")
+    assert findings(cli, exit_code=1)["alerts"]["message"].endswith("needs TELEGRAM_BOT_TOKEN")
+    cli.set(TELEGRAM_BOT_TOKEN="1:x", TELEGRAM_SECRET="s" * 16)
+    result = cli("doctor")
+    assert "alerts are told to: log, telegram, webhook" in result.stdout
+    assert "hidden" not in result.output
 
 
 def test_the_doctor_asks_the_applications_database_and_tells_of_learner_and_monitor(cli: Cli) -> None:

@@ -412,6 +412,10 @@ async def test_error_templates(database: PostgresDatabase, learning_database: Th
     one = only(await found(database, learning_database, "error_templates"))
     assert one.cause == "error_templates:tool=refund,template=the bank is closed"
     assert (one.evidence["failures"], one.evidence["earlier_failures"]) == (5, 0)
+    assert one.evidence["run_ids"] == ["new"]
+    past_runs(learning_database.url, ("1 hour", "1 hour"), name="log", source="import")
+    calls("log-1", "'a log of last year'", "1 hour", 5)
+    assert await found(database, learning_database, "error_templates") == [one]
 
 
 async def test_stuck_runs(database: PostgresDatabase, learning_database: ThrowawayDatabase) -> None:

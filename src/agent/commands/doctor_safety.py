@@ -17,7 +17,7 @@ _WAIT_SECONDS = 30.0
 
 
 async def safety_findings(chosen: Settings) -> AsyncIterator[Finding]:
-    """Policy file, channels, mail, sandbox, the application's database, learner and monitor, in this order."""
+    """Policy file, channels, mail, sandbox, the application's database, learner, monitor and alerts, in this order."""
     from agent.approval.policy_file import load_policy
 
     try:
@@ -37,6 +37,7 @@ async def safety_findings(chosen: Settings) -> AsyncIterator[Finding]:
     yield await _sandbox()
     yield await _application(chosen)
     yield _background(chosen)
+    yield _alerts(chosen)
 
 
 def _policy(chosen: Settings, policy: PolicyFile) -> Finding:
@@ -200,6 +201,21 @@ def _background(chosen: Settings) -> Finding:
     return Finding(
         name="background", status="ok", message=f"in servers of this configuration: {'; '.join(told)}"
     )
+
+
+def _alerts(chosen: Settings) -> Finding:
+    from agent.monitoring.alert_sinks import configured_sinks
+
+    try:
+        names = [sink.name for sink in configured_sinks(chosen)]
+    except ConfigurationError as error:
+        return Finding(
+            name="alerts",
+            status="problem",
+            message=str(error),
+            what_to_do="Set it, or unset the other; until then nobody is told of alerts. See docs/howto/alerts.md.",
+        )
+    return Finding(name="alerts", status="ok", message=f"alerts are told to: {', '.join(names)}")
 
 
 def _number(count: int, what: str) -> str:
