@@ -133,8 +133,9 @@ BEGIN
         SELECT e.tenant_id, 'response_time', e.agent_id, '', e.bucket, e.ms > target_ms, greatest(e.ms, 0)
         FROM ended e WHERE e.status = 'completed' AND NOT e.facts ? 'paused'
         UNION ALL
+        -- Facts are what a client says: a number that no model counts must not spoil the sums of everybody.
         SELECT e.tenant_id, 'run_tokens', e.agent_id, '', e.bucket, false, (e.facts #>> '{usage,total_tokens}')::double precision
-        FROM ended e WHERE jsonb_typeof(e.facts #> '{usage,total_tokens}') = 'number'
+        FROM ended e WHERE jsonb_typeof(e.facts #> '{usage,total_tokens}') = 'number' AND e.facts #>> '{usage,total_tokens}' ~ '^\d{1,15}$'
         UNION ALL
         SELECT e.tenant_id, 'tool_tokens', e.agent_id, left(u.tool, 200), e.bucket, false, u.tokens::double precision
         FROM ended e, jsonb_each_text(CASE jsonb_typeof(e.facts #> '{usage,tools}') WHEN 'object' THEN e.facts #> '{usage,tools}' ELSE '{}' END) AS u (tool, tokens)
@@ -179,7 +180,7 @@ END
 $$;
 
 -- The readings of the series that had events lately: five minutes by five minutes for recent_hours, the hours before for
--- history_days, the busiest series first. A reading is [epoch, events, failures, total, squares, middle].
+-- history_days, each tenant, agent and measure in turn, of each the busiest series first. A reading is [epoch, events, failures, total, squares, middle].
 -- Returns {now, first_at, left_out, series: [{tenant_id, measure, agent_id, part, recent, hours}]}.
 CREATE FUNCTION public.monitor_readings(recent_hours integer DEFAULT 12, history_days integer DEFAULT 14, series_limit integer DEFAULT 300)
 RETURNS jsonb
@@ -197,8 +198,14 @@ BEGIN
         SELECT g.tenant_id, g.measure, g.agent_id, g.part, sum(g.events) AS events
         FROM public.agent_reading g WHERE g.bucket >= recent_from
         GROUP BY g.tenant_id, g.measure, g.agent_id, g.part
+    ), ranked AS (
+        SELECT b.*, row_number() OVER (PARTITION BY b.tenant_id, b.measure, b.agent_id ORDER BY b.events DESC, b.part) AS place FROM busy b
     ), chosen AS (
-        SELECT b.* FROM busy b ORDER BY b.measure = 'table_bytes', b.events DESC, b.tenant_id, b.measure, b.agent_id, b.part LIMIT series_limit
+        -- In turn, so that names which somebody makes up push out those of no other agent or tenant.
+        SELECT k.* FROM (
+            SELECT r.*, row_number() OVER (PARTITION BY r.tenant_id ORDER BY r.place, r.events DESC, r.measure, r.agent_id) AS turn
+            FROM ranked r) AS k
+        ORDER BY k.measure = 'table_bytes', k.turn, k.events DESC, k.tenant_id LIMIT series_limit
     ), documents AS (
         SELECT c.events, jsonb_build_object(
             'tenant_id', c.tenant_id, 'measure', c.measure, 'agent_id', c.agent_id, 'part', c.part,
@@ -478,7 +485,7 @@ DECLARE
 BEGIN
     sightings := agent_private.document(sightings);
     INSERT INTO public.agent_sighting (tenant_id, run_id, place, kind, agent_id)
-    SELECT r.tenant_id, r.run_id, s.place, s.kind, r.agent_id
+    SELECT r.tenant_id, r.run_id, agent_private.short_id(coalesce(nullif(s.place, ''), 'message')), s.kind, r.agent_id
     FROM jsonb_to_recordset(sightings) AS s (tenant_id text, run_id text, place text, kind text)
     JOIN public.agent_run r ON r.tenant_id = s.tenant_id AND r.run_id = s.run_id
     ON CONFLICT DO NOTHING;

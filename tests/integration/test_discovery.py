@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -14,6 +15,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import SecretStr
 
 from agent import Identity, LearningMachine, SafeExecutor
+from agent.database.postgres import PostgresDatabase
 from agent.discovery.structure import AppStructure, app_name, open_app_database, quoted
 from agent.errors import DatabaseUnavailable, NotFound
 from agent.events import Event, listening
@@ -24,7 +26,7 @@ from agent.testing import ScriptedChat, tool_call
 from agent.testing.throwaway import ThrowawayDatabase, async_throwaway_database
 from graphs.operations import build_operations
 from tests.integration.discovered import SHOP, a_login, execute, function, names, over, pagila, table
-from tests.integration.rows import rows
+from tests.integration.rows import everything_stored, rows
 from tests.supabase_lite import SupabaseLite
 
 NOBODY = Identity()
@@ -687,3 +689,42 @@ async def test_the_operations_agent_looks_up_a_table_without_asking_anybody(shop
     answer = next(message for message in state["messages"] if message.type == "tool")
     assert "table shop.refunds" in answer.text
     await machine.aclose()
+
+
+async def test_no_key_and_no_person_of_the_catalog_is_stored_or_told(
+    learning_database: ThrowawayDatabase,
+) -> None:
+    key = "ghp_" + "abcdefghijklmnopqrstuvwxyz0123456789"
+    execute(
+        learning_database.url,
+        f"""
+        CREATE SCHEMA app;
+        CREATE TYPE app.state AS ENUM ('open', 'ada@example.com');
+        CREATE FUNCTION app.hook() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; /* ada@example.com */ END';
+        CREATE FUNCTION app.f(a text DEFAULT 'ada@example.com') RETURNS text LANGUAGE sql AS 'SELECT ''{key}''';
+        COMMENT ON FUNCTION app.f IS 'ask ada@example.com';
+        CREATE TABLE app.things (id integer PRIMARY KEY, a text DEFAULT '{key}', state app.state,
+            CHECK (a <> 'ada@example.com'));
+        COMMENT ON TABLE app.things IS 'ask ada@example.com with {key}';
+        COMMENT ON COLUMN app.things.a IS 'as ada@example.com says';
+        CREATE INDEX ON app.things (a) WHERE a = 'ada@example.com';
+        ALTER TABLE app.things ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY hers ON app.things USING (a = 'ada@example.com');
+        CREATE TRIGGER tell AFTER INSERT ON app.things FOR EACH ROW EXECUTE FUNCTION app.hook('{key}');
+        CREATE VIEW app.shown AS SELECT '{key}' AS a;
+        """,
+    )
+    database = PostgresDatabase(learning_database.url)
+    discovery = AutoDiscovery(settings=learning_database.settings, database=database)
+
+    structure = await discovery.discover_app_structure(patterns=True)
+
+    with psycopg.connect(learning_database.url) as connection:
+        connection.execute("DROP SCHEMA app CASCADE")
+        connection.commit()
+    told = json.dumps(dict(structure)) + await discovery.render("things state", 4000)
+    for text in (told, everything_stored(learning_database.url)):
+        assert "things" in text
+        assert "ada@example.com" not in text
+        assert key not in text
+    await database.close()

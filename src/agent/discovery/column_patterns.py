@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from agent.discovery.column_types import format_of_type, kind_of
 from agent.discovery.formats import VALUE_LIMIT, format_of
+from agent.discovery.masking import masked
 from agent.discovery.personal_data import (
     is_written_by_people,
     may_show,
@@ -194,5 +195,5 @@ def _top(counts: Counter[str], kind: str) -> list[list[Any]]:
     return [
         [value, round(times / total, 4)]
         for value, times in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:TOP_MAX]
-        if is_declared or (times >= LEAST_TIMES and may_show(value))
+        if (is_declared and masked(value) == value) or (times >= LEAST_TIMES and may_show(value))
     ]

@@ -13,6 +13,7 @@ import orjson
 from agent.database.protocol import Database
 from agent.discovery.catalog_reading import read_structure
 from agent.discovery.function_effects import own_effects, with_writes
+from agent.discovery.masking import masked_document
 from agent.discovery.object_text import change_text, function_text, relationship_text, table_text
 from agent.discovery.pattern_learning import StoredPatterns
 from agent.discovery.structure import AppStructure, app_name, full_name, function_name
@@ -179,11 +180,13 @@ def _merged(found: Mapping[str, Any], known: Known) -> tuple[list[_Seen], list[d
                 document["effects"] = asdict(own_effects(document))
                 for part in ("body", "body_writes", "body_calls"):
                     del document[part]
+                document = masked_document(document)
             else:
                 name = full_name(document["schema"], document["name"])
                 if document["readable"] is None:
                     problems.append({"object": name, "reason": "it was dropped while it was read"})
                     continue
+                document = masked_document(document)
             if kind == "table" and not document["readable"]:
                 problems.append({"object": name, "reason": "this login may not read its rows"})
             seen.append(_Seen(kind=kind, name=name, fingerprint=fingerprint, document=document, **measures))

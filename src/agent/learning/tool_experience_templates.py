@@ -91,7 +91,7 @@ def _mask_arguments(text: str, arguments: Iterable[object], names: Iterable[str]
     values = {
         value
         for value in arguments
-        if isinstance(value, str) and 3 <= len(value) <= 200 and value.lower() not in own_words and not value.isdigit()
+        if isinstance(value, str) and 3 <= len(value) <= 10 * TEMPLATE_CHARACTERS_MAX and value.lower() not in own_words and not value.isdigit()
         and not _MASKED.fullmatch(value)
     }  # fmt: skip
     for value in sorted(values, key=lambda v: (-len(v), v)):
