@@ -36,6 +36,7 @@ _MASKED = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+_LONG = 20  # characters from which on a value is a text of somebody's, and not a word
 _SPACE = re.compile(r"\s+")
 
 
@@ -91,10 +92,25 @@ def _mask_arguments(text: str, arguments: Iterable[object], names: Iterable[str]
     values = {
         value
         for value in arguments
-        if isinstance(value, str) and 3 <= len(value) <= 10 * TEMPLATE_CHARACTERS_MAX and value.lower() not in own_words and not value.isdigit()
+        if isinstance(value, str) and 3 <= len(value) <= 10 * TEMPLATE_CHARACTERS_MAX
+        and value.lower() not in own_words and not value.isdigit()
         and not _MASKED.fullmatch(value)
     }  # fmt: skip
     for value in sorted(values, key=lambda v: (-len(v), v)):
+        if len(value.strip()) >= _LONG:
+            text = _mask_beginning(text, value.strip())
         if value in text:
             text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", "<argument>", text)
+    return text
+
+
+def _mask_beginning(text: str, value: str) -> str:
+    """Mask a long value also where it is cut or in other letters: what somebody wrote is no part of an error."""
+    while (found := re.search(re.escape(value[:_LONG]), text, re.IGNORECASE)) is not None:
+        end = found.start()
+        for said, given in zip(text[found.start() :], value, strict=False):
+            if end >= found.end() and said.lower() != given.lower():
+                break
+            end += 1
+        text = f"{text[: found.start()]}<argument>{text[end:]}"
     return text
