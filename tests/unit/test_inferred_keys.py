@@ -152,3 +152,52 @@ def test_the_evidence_is_part_of_the_relationship() -> None:
         "declared": False,
         "evidence": {"sampled": 8, "matched": 6, "share": 0.75},
     }
+
+
+DJANGO = [
+    table("auth_user", "id", "name text"),
+    table("auth_group", "id", "name text"),
+    table("auth_user_groups", "id", "user_id", "group_id"),
+    table("catalogue_product", "id", "title text"),
+    table("catalogue_category", "id"),
+    table("basket_line", "id", "product_id", "quantity", "owner_id"),
+    table("order_shippingaddress", "id", "line text"),
+    table("order_eventtype", "id"),
+    table("django_content_type", "id"),
+    table("order_order", "id", "user_id", "shipping_address_id", "event_type_id", "sent_by_id"),
+]
+
+
+def test_tables_may_begin_with_the_part_of_the_application_that_they_are_of() -> None:
+    assert found(*DJANGO) == {
+        "auth_user_groups.user_id → auth_user.id",
+        "auth_user_groups.group_id → auth_group.id",
+        "basket_line.product_id → catalogue_product.id",
+        "basket_line.owner_id → auth_user.id",
+        "order_order.user_id → auth_user.id",
+        "order_order.shipping_address_id → order_shippingaddress.id",
+        "order_order.event_type_id → order_eventtype.id",
+    }
+
+
+def test_of_several_tables_with_the_same_end_the_one_of_the_same_part_is_meant() -> None:
+    assert found(
+        table("dhcp4_server", "id"),
+        table("dhcp6_server", "id"),
+        table("dhcp4_pool_server", "pool", "server_id", key=None),
+        table("other_thing", "id", "server_id"),
+    ) == {"dhcp4_pool_server.server_id → dhcp4_server.id"}
+
+
+def test_the_name_of_a_key_says_where_it_points() -> None:
+    assert found(
+        table("hstgrp", "groupid", "name text", key="groupid"),
+        table("hosts", "hostid", "name text", key="hostid"),
+        table("drules", "druleid", "proxy_hostid", "groupid", key="druleid"),
+    ) == {"drules.proxy_hostid → hosts.hostid", "drules.groupid → hstgrp.groupid"}
+
+
+def test_the_key_of_a_table_does_not_point_where_its_name_ends() -> None:
+    assert not found(
+        table("hosts", "hostid", key="hostid"), table("autoreg_host", "autoreg_hostid", key="autoreg_hostid")
+    )

@@ -155,3 +155,29 @@ def test_any_text_has_an_answer(text: str) -> None:
     assert looks_secret(text) in (True, False)
     personal_by_values([text])
     personal_by_name("public", text, text, "text")
+
+
+@pytest.mark.parametrize(
+    "identifier",
+    [
+        "task_executor_complete.rate", "NetworkTransmitThroughput", "workqueue_queue_seconds_p95",
+        "Win32_NetworkAdapter::Status", "rs232SerialToMeterBridge",
+    ],
+)  # fmt: skip
+def test_identifiers_of_several_words_are_no_secrets(identifier: str) -> None:
+    assert not looks_secret(identifier)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["sk_live_51H8abcdefgh1234", "key=AKIAIOSFODNN7EXAMPLE", "x ghp_16C7e42F292c6912E7710c838347Ae178B4a"],
+)
+def test_keys_with_a_known_beginning_are_secrets(key: str) -> None:
+    assert looks_secret(key)
+
+
+def test_a_string_is_no_street_and_an_alias_of_a_contact_is_a_name() -> None:
+    assert personal_by_name("public", "profiles", "value_str", "text") is None
+    assert personal_by_name("public", "icinga_contacts", "alias", "text") == "name"
+    assert personal_by_name("public", "icinga_hosts", "alias", "text") is None
+    assert personal_by_name("public", "muc_registered", "jid", "text") == "email"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice, takewhile
 from typing import Any, Final
 
 from agent.discovery.column_types import base_type
@@ -18,10 +19,12 @@ LEAST_MATCH: Final = 0.95
 """Least share of sampled values that must exist in the other table: some rows may be deleted."""
 MATCH_ROWS: Final = 500
 """Rows whose values are compared, about; at most twice as many."""
-_ID_WORDS: Final = word_set("id uuid guid key code no nr num number fk ref pk")
+_ID_WORDS: Final = word_set("id uid uuid guid key code no nr num number fk ref pk")
 _ROLE_COLUMNS: Final = word_set(
-    "owner author creator assignee reviewer approver manager created updated deleted assigned approved"
+    "owner author creator assignee reviewer approver manager created updated deleted assigned approved "
+    "recipient sender requester"
 )
+_KINDS_OF_THINGS: Final = word_set("type group class kind category status")
 _PEOPLE_TABLES: Final = ("user", "account", "profile", "staff", "employee", "member", "person")
 _PREFIXES: Final = frozenset({"tbl", "tb", "t", "dim", "fact", "app", "lu", "ref", "sys", "mst"})
 _WHOLE_NUMBERS: Final = frozenset({"smallint", "integer", "bigint", "numeric"})
@@ -71,7 +74,7 @@ def is_confirmed(sampled: int, distinct: int, matched: int, *, whole_numbers: bo
 
 def candidates(tables: Sequence[Mapping[str, Any]]) -> list[Candidate]:
     """The references that names and types suggest, of columns that no foreign key uses yet."""
-    by_name = _targets_by_name(tables)
+    targets = _targets_of(tables)
     found = []
     for table in tables:
         if table["kind"] not in _TARGET_KINDS or not table.get("readable", True):
@@ -81,7 +84,7 @@ def candidates(tables: Sequence[Mapping[str, Any]]) -> list[Candidate]:
         for column in table["columns"]:
             if column["name"] in declared or not column.get("readable", True):
                 continue
-            target = _target_of(table, column, by_name, words_of_columns)
+            target = _target_of(table, column, targets, words_of_columns)
             if target is not None:
                 found.append(target)
     return found
@@ -105,24 +108,53 @@ class _Target:
     column: str
     family: str
     key_words: tuple[str, ...]
+    words: tuple[str, ...]
+    """Of the table's name."""
 
 
-def _targets_by_name(tables: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], list[_Target]]:
-    """By the words of a table's name, in all its forms, the unique columns that others may point at."""
-    found: dict[tuple[str, ...], list[_Target]] = {}
+@dataclass(frozen=True)
+class _Targets:
+    """The unique columns that others may point at, by words that a column may say."""
+
+    by_name: dict[tuple[str, ...], list[_Target]]
+    """By all forms of the table's name."""
+    by_end: dict[tuple[str, ...], list[_Target]]
+    """By the forms of its ends, where the application's parts prefix their tables: `product` of `catalogue_product`."""
+    by_key: dict[tuple[str, ...], list[_Target]]
+    """By the name of the primary key itself, where it says more than `id`."""
+
+
+def _targets_of(tables: Sequence[Mapping[str, Any]]) -> _Targets:
+    found = _Targets({}, {}, {})
     for table in tables:
         if table["kind"] not in _TARGET_KINDS or not table.get("readable", True):
             continue
         types = {column["name"]: column for column in table["columns"]}
+        words = tuple(name_words(table["name"]))
         alone = [table["primary_key"], *(key["columns"] for key in table["unique"])]
         for name in dict.fromkeys(names[0] for names in alone if len(names) == 1):
-            if name in types:
-                target = _Target(
-                    table["schema"], table["name"], name, _family(types[name]), tuple(name_words(name))
-                )
-                for form in _forms(tuple(name_words(table["name"]))):
-                    found.setdefault(form, []).append(target)
+            if name not in types:
+                continue
+            target = _Target(
+                table["schema"], table["name"], name, _family(types[name]), tuple(name_words(name)), words
+            )
+            for form in _forms(words):
+                found.by_name.setdefault(form, []).append(target)
+            for start in range(1, len(words) if not _is_link(table) else 0):
+                for form in _forms(words[start:]):
+                    found.by_end.setdefault(form, []).append(target)
+            if [name] == table["primary_key"] and _without_id(target.key_words) not in (
+                (),
+                target.key_words,
+            ):
+                found.by_key.setdefault(target.key_words, []).append(target)
     return found
+
+
+def _is_link(table: Mapping[str, Any]) -> bool:
+    """Whether a table only ties rows of others together, so that nothing points at it."""
+    rest = [column["name"] for column in table["columns"] if column["name"] not in table["primary_key"]]
+    return len(rest) > 1 and all(name.lower().endswith("id") for name in rest)
 
 
 def _family(column: Mapping[str, Any]) -> str:
@@ -166,7 +198,7 @@ def _numbers_of(word: str) -> set[str]:
 def _target_of(
     table: Mapping[str, Any],
     column: Mapping[str, Any],
-    by_name: Mapping[tuple[str, ...], list[_Target]],
+    targets: _Targets,
     words_of_columns: Iterable[tuple[str, ...]],
 ) -> Candidate | None:
     words = tuple(name_words(column["name"]))
@@ -181,7 +213,18 @@ def _target_of(
     if (*base, "type") in words_of_columns and not is_bare:
         return None  # points at one of several tables, as the column of the type says
     own = (table["schema"], table["name"])
-    for fitting in _by_words(base, words, by_name, family):
+    if [column["name"]] == table["primary_key"]:
+        # It may be another table's key, by its whole name alone: the end of its own name is said by chance.
+        found: Iterable[list[_Target]] = islice(
+            _by_words(base, words, {base: targets.by_name.get(base, [])}, family), 1
+        )
+    else:
+        own_words = tuple(name_words(table["name"]))
+        found = chain(
+            _by_words(base, words, targets.by_name, family),
+            _by_parts(base, words, targets, family, own_words),
+        )
+    for fitting in found:
         others = [
             target
             for target in fitting
@@ -201,7 +244,7 @@ def _target_of(
                 to_column=target.column,
             )
     if base in (("parent",), ("root",)) or base[:1] == ("parent",):
-        return _to_itself(table, column, by_name, family)
+        return _to_itself(table, column, family)
     return None
 
 
@@ -212,11 +255,10 @@ def _without_id(words: tuple[str, ...]) -> tuple[str, ...]:
         rest = rest[:-1]
     while len(rest) > 1 and rest[0] in _ID_WORDS:
         rest = rest[1:]
-    if len(rest) == 1:
-        # Written in one word: `customerid`.
-        for ending in ("uuid", "id"):
-            if rest == words and rest[0].endswith(ending) and len(rest[0]) > len(ending) + 2:
-                return (rest[0].removesuffix(ending), "")[:1]
+    for ending in ("uuid", "id"):
+        # Written in one word: `customerid`, `proxy_hostid`.
+        if rest == words and rest[-1:] and rest[-1].endswith(ending) and len(rest[-1]) > len(ending) + 2:
+            return (*rest[:-1], rest[-1].removesuffix(ending))
     return rest if rest and rest[0] not in _ID_WORDS else ()
 
 
@@ -244,6 +286,55 @@ def _by_words(
             fitting = [target for target in by_name.get((people,), ()) if target.family == family]
             if fitting:
                 yield fitting
+
+
+def _by_parts(
+    base: tuple[str, ...], words: tuple[str, ...], targets: _Targets, family: str, own: tuple[str, ...]
+) -> Iterable[list[_Target]]:
+    """Targets by parts of their names, and those that people are kept in."""
+    yield from _by_end(base, words, targets, family, own)
+    yield from _by_key(words, targets, family)
+    if base != words and set(base) & _ROLE_COLUMNS:
+        for people in _PEOPLE_TABLES:
+            yield from _by_words((people,), words, targets.by_name, family)
+            yield from _by_end((people,), words, targets, family, own)
+
+
+def _by_key(words: tuple[str, ...], targets: _Targets, family: str) -> Iterable[list[_Target]]:
+    """Targets whose primary key is named at the end of the column's name: `user_no` of `changed_by_user_no`."""
+    for start in range(len(words)):
+        fitting = [target for target in targets.by_key.get(words[start:], ()) if target.family == family]
+        if fitting:
+            yield fitting
+
+
+def _by_end(
+    base: tuple[str, ...], words: tuple[str, ...], targets: _Targets, family: str, own: tuple[str, ...]
+) -> Iterable[list[_Target]]:
+    """Targets whose names end with what the column says. Of several those of the same part of the application, told by
+    the words that the names begin with, and then the shortest name."""
+    for start in range(len(base)):
+        end = base[start:]
+        if start and end[0] in _KINDS_OF_THINGS:
+            return  # `event_type` is one of the types of events, not of any others
+        fitting = [
+            target
+            for form in {end, ("".join(end),)}
+            for target in targets.by_end.get(form, ())
+            if target.family == family
+            and target.words != own
+            and (start == 0 or target.words[0] == own[0])
+            and (target.key_words == words or _is_key_of(target, form))
+        ]
+        if fitting:
+            common = {target: _same_begin(target.words, own) for target in fitting}
+            best = min((-common[target], len(target.words)) for target in fitting)
+            yield [target for target in fitting if (-common[target], len(target.words)) == best]
+
+
+def _same_begin(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many words two names begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _is_key_of(target: _Target, table_words: tuple[str, ...]) -> bool:
@@ -274,7 +365,6 @@ def _best_key(targets: Sequence[_Target], words: tuple[str, ...]) -> _Target:
 def _to_itself(
     table: Mapping[str, Any],
     column: Mapping[str, Any],
-    by_name: Mapping[tuple[str, ...], list[_Target]],
     family: str,
 ) -> Candidate | None:
     """`parent_id` points at the primary key of its own table."""

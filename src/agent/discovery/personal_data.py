@@ -31,7 +31,7 @@ _WORDS: Final[Mapping[str, str]] = {
         sessionid nonce challenge verifier recovery backupcode webhooksecret hash digest encrypted ciphertext
         seed mnemonic dsn
         """,
-    "email": "email emails mail mails mailaddress emailaddress correo courriel",
+    "email": "email emails mail mails mailaddress emailaddress correo courriel jid",
     "phone": """
         phone phones telephone telefon telefono telefone telephon tel mobile mobil movil celular cell cellphone
         handy portable fax msisdn whatsapp telefoonnummer numertelefonu
@@ -52,7 +52,7 @@ _WORDS: Final[Mapping[str, str]] = {
         ip ipaddress ipaddr remoteaddr clientip hostaddr useragent fingerprint deviceid imei imsi macaddress idfa gaid
         """,
     "address": """
-        address addresses addr address1 address2 addressline street streetaddress strasse str hausnummer
+        address addresses addr address1 address2 addressline street streetaddress strasse hausnummer
         anschrift adresse adresa direccion calle endereco rua indirizzo straat adres ulica rue zip zipcode
         postcode postalcode postal plz codigopostal codepostal latitude longitude lat lng lon geolocation gps
         geom geog coordinates
@@ -119,11 +119,17 @@ _OF_TYPES: Final[Mapping[str, frozenset[str]]] = {
     "enum": frozenset({"sensitive"}),
 }
 _STRONG_KEYS = re.compile(
-    r"eyJ[A-Za-z0-9_-]{8,}\.|(?:sk|pk|rk|whsec|xox[abeprs]|gh[pousr]|glpat|github_pat|shpat|AIza|AKIA|ASIA|sbp|npm)"
-    r"[-_A-Za-z0-9]{12,}|-----BEGIN |\$2[aby]\$\d\d\$|\$argon2|\$scrypt\$|pbkdf2|\$[156]\$|SCRAM-SHA-"
-    r"|[a-z]+://[^/\s:@]+:[^/\s@]+@"
+    # At the begin of a word and with a digit: `task_executor_complete` is no `sk_…`.
+    r"(?<![A-Za-z0-9])(?:eyJ[A-Za-z0-9_-]{8,}\."
+    r"|(?:(?:sk|pk|rk|whsec|xox[abeprs]|gh[pousr]|glpat|github_pat|shpat|sbp|npm)[-_]|AIza|AKIA|ASIA)"
+    r"(?=[-_A-Za-z]*\d)[-_A-Za-z0-9]{12,})"
+    r"|-----BEGIN |\$2[aby]\$\d\d\$|\$argon2|\$scrypt\$|pbkdf2|\$[156]\$|SCRAM-SHA-|[a-z]+://[^/\s:@]+:[^/\s@]+@"
 )
 _OPAQUE = re.compile(r"[A-Za-z0-9+/_=.~-]{16,}")
+_PIECE = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
+_PIECE_MEAN = (
+    3  # characters, of an identifier in several words; those of a random text are shorter than 2.5 on average
+)
 _INSIDE = re.compile(r"[^\s@<>,;\"]+@[^\s@<>,;\"]+\.\w{2,}")
 _STREET = re.compile(
     r"(?:\d{1,5}[a-z]?,? .*\b(?:st|street|ave|avenue|rd|road|blvd|boulevard|lane|ln|drive|dr|court|ct|way|place)\b\.?)"
@@ -165,7 +171,7 @@ def personal_by_name(schema: str, table: str, column: str, type_kind: str) -> st
     )
     people = bool(_PEOPLE & set(name_words(table)))
     if kind is None and type_kind == "text":
-        is_named = words[-1:] == ["name"] and (people or bool(_PEOPLE & set(words)))
+        is_named = words[-1:] in (["name"], ["alias"]) and (people or bool(_PEOPLE & set(words)))
         if is_named or words[-1:] == ["by"] or (len(words) == 1 and words[0] in _ONE_PERSON):
             kind = "name"
     if kind is None or kind not in _OF_TYPES.get(type_kind, {kind}):
@@ -225,7 +231,14 @@ def _is_mixed(word: str) -> bool:
     digits = sum(character.isdigit() for character in word)
     upper = sum(character.isupper() for character in word)
     lower = sum(character.islower() for character in word)
-    return digits >= 2 and upper >= 2 and lower >= 2 and len(set(word)) >= 10
+    pieces = len(_PIECE.findall(word))
+    return (
+        digits >= 2
+        and upper >= 2
+        and lower >= 2
+        and len(set(word)) >= 10
+        and digits + upper + lower < _PIECE_MEAN * pieces
+    )
 
 
 def _is_person(text: str) -> bool:
