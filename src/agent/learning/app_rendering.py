@@ -10,6 +10,7 @@ from typing import Any, Final
 from agent.discovery.object_text import words_of
 from agent.discovery.pattern_text import column_words
 from agent.discovery.structure import AppStructure, full_name, function_name, quoted
+from agent.discovery.words import word_set
 from agent.learning.rendering import inert, tokens
 
 OPENING: Final = "<application>"
@@ -22,6 +23,12 @@ _ENDINGS: Final = ("ies", "ied", "ing", "es", "ed", "s", "y", "e")
 _STEM_MIN: Final = 3
 _COMMENT_CHARACTERS_MAX: Final = 200
 _VALUES_MAX: Final = 12
+_SAY_NOTHING: Final = word_set("""
+    a an and are by did do for from has have holds how in is of on or stored table tables that the to what where
+    which who with
+    """)
+_FUNCTION_SHARE: Final = 0.5  # of a table's score: many functions have names made of the tables' ones
+_PART_MIN, _PART_WEIGHT = 4, 0.8
 _NAME_WEIGHT, _COLUMN_WEIGHT, _COMMENT_WEIGHT, _NEIGHBOUR_WEIGHT = 3.0, 1.5, 1.0, 0.3
 
 Document = Mapping[str, Any]
@@ -68,9 +75,10 @@ def render_structure(structure: AppStructure, question: str, *, token_budget: in
 
 
 def _stem(word: str) -> str:
+    """A word without its endings, so that `class` and `classes`, `status` and `statuses` become the same."""
     for ending in _ENDINGS:
-        if word.endswith(ending) and len(word) - len(ending) >= _STEM_MIN:
-            return word[: -len(ending)]
+        if word.endswith(ending) and len(word) - len(ending) >= _STEM_MIN and not word.endswith("ss"):
+            return _stem(word[: -len(ending)])
     return word
 
 
@@ -80,19 +88,31 @@ def _stems(text: str) -> list[str]:
 
 def _ranked(structure: AppStructure, objects: Mapping[str, Document], question: str) -> list[str]:
     """Names of objects that have a word in common with the question, best first, and of those that keys tie to them."""
-    asked = set(_stems(question))
+    asked = set(_stems(" ".join(word for word in question.split() if word.lower() not in _SAY_NOTHING)))
     weights = {name: _weights(document) for name, document in objects.items()}
     frequency = Counter(stem for found in weights.values() for stem in found)
     scores: dict[str, float] = defaultdict(float)
     for name, found in weights.items():
+        share = _FUNCTION_SHARE if "arguments" in objects[name] else 1.0
         for stem in asked & found.keys():
-            scores[name] += found[stem] * math.log(1 + len(objects) / frequency[stem])
+            scores[name] += share * found[stem] * math.log(1 + len(objects) / frequency[stem])
+        scores[name] += share * _score_of_parts(objects[name]["name"], asked - found.keys(), len(objects))
+        if not scores[name]:
+            del scores[name]
     best = dict(scores)
     for tie in structure.relationships:
         for one, other in ((tie["from_table"], tie["to_table"]), (tie["to_table"], tie["from_table"])):
             if one in best and other in objects:
                 scores[other] += _NEIGHBOUR_WEIGHT * best[one] / (1 + len(best))
     return sorted(scores, key=lambda name: (-scores[name], name))
+
+
+def _score_of_parts(name: str, asked: Iterable[str], count: int) -> float:
+    """For words that are part of a name written in one, as `link` is of `pagelinks`."""
+    written = name.lower()
+    return sum(
+        _PART_WEIGHT * math.log(1 + count) for stem in asked if len(stem) >= _PART_MIN and stem in written
+    )
 
 
 def _weights(document: Document) -> dict[str, float]:
