@@ -1596,7 +1596,11 @@ BEGIN
         'user_id', a.requested_by, 'agent_id', a.agent_id, 'session_id', a.session_id, 'run_id', a.run_id), entry, a.decided_by);
     -- The row is this transaction's already; nobody can wait for it and hold the head of the chain.
     UPDATE public.human_approval_queue q SET log_id = the_log_id WHERE q.approval_id = a.approval_id;
-    IF a.state = 'executing' AND final = 'executed' THEN
+    IF a.arguments_shown IS NULL THEN  -- its user was erased while it ran: that it was done stays, nothing else
+        DELETE FROM public.agent_execution_details d WHERE d.tenant_id = a.tenant_id AND d.log_id = the_log_id;
+        PERFORM agent_private.append_event(a.tenant_id, NULL, 'erased', NULL,
+                                           jsonb_build_object('log_ids', jsonb_build_array(the_log_id)));
+    ELSIF a.state = 'executing' AND final = 'executed' THEN
         PERFORM agent_private.keep_result(a.tenant_id, a.approval_id::text, a.requested_by, the_log_id, entry ->> 'result');
     END IF;
     PERFORM agent_private.append_event(a.tenant_id, a.approval_id, final, a.claimed_by, jsonb_build_object('log_id', the_log_id));

@@ -354,6 +354,29 @@ async def test_a_user_who_is_erased_leaves_no_arguments_and_a_whole_chain(
     )
 
 
+@pytest.mark.parametrize("state", ["executed", "failed", "unknown"])
+async def test_a_user_who_is_erased_while_a_call_runs_leaves_nothing_of_it_either(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase, state: str
+) -> None:
+    secret = {"sql": "SELECT 'zqzq'"}
+    approval, ticket = await claimed(database, arguments=secret)
+    await database.call("erase_user", ADA)
+    entry = an_entry(
+        state=state, arguments_run=secret, error="zqzq", pre_image={"t": ["zqzq"]}, result='"zqzq"'
+    )
+
+    ended = await database.call("finish_execution", ADA, ticket=ticket, entry=entry)
+
+    assert ended["state"] == state
+    assert "zqzq" not in everything_stored(learning_database.url)
+    assert (await database.call("get_execution", ADA, the_log_id=ended["log_id"]))["erased"] is True
+    found = await verified(database)
+    assert (found["rows"], found["intact"]) == (1, True)
+    assert (await database.call("get_approval", ADA, the_approval_id=approval["approval_id"]))[
+        "state"
+    ] == state
+
+
 async def test_what_was_erased_cannot_be_guessed_from_what_stays(
     database: PostgresDatabase, learning_database: ThrowawayDatabase
 ) -> None:
