@@ -107,6 +107,7 @@ class Forkable(Protocol):
 
 
 _portals: dict[int, Portal] = {}
+_workbenches: dict[int, Portal] = {}
 _lock = threading.Lock()
 _forkable: weakref.WeakSet[Forkable] = weakref.WeakSet()
 _of_the_parent: list[Any] = []
@@ -125,11 +126,12 @@ def _leave_to_the_parent() -> None:
     """
     global _lock  # noqa: PLW0603 - another thread of the parent may have held it
     _lock = threading.Lock()
-    for found in _portals.values():
+    for found in (*_portals.values(), *_workbenches.values()):
         _of_the_parent.append(found)
         # The child's own copy of the selector: from here on nothing can be unregistered in the parent's.
         getattr(found.loop, "_selector", found.loop).close()
     _portals.clear()
+    _workbenches.clear()
     for owner in list(_forkable):
         _of_the_parent.append(dict(vars(owner)))
         owner.start_anew()
@@ -150,4 +152,19 @@ def portal() -> Portal:
                 # Before the thread pools stop: without them no host name is resolved and no model is called. What is
                 # registered last runs first, and `atexit` would be too late.
                 getattr(threading, "_register_atexit", atexit.register)(found.leave)
+    return found
+
+
+def workbench() -> Portal:
+    """A second loop of this process, for background work that computes for long: in the portal the calls of agents
+    would wait for it.
+
+    Nothing is finished in it when the interpreter exits: who hands work over waits for its end in the portal.
+    """
+    found = _workbenches.get(os.getpid())
+    if found is None:
+        with _lock:
+            found = _workbenches.get(os.getpid())
+            if found is None:
+                found = _workbenches[os.getpid()] = Portal()
     return found

@@ -23,6 +23,7 @@ from agent.errors import ConfigurationError, DatabaseUnavailable
 from agent.monitoring.checks import Check, Look
 from agent.monitoring.continuous_monitor import ContinuousMonitor, continuous_monitor
 from agent.monitoring.findings import Finding
+from agent.portal import portal
 from agent.settings import current_settings
 from agent.testing.throwaway import ThrowawayDatabase
 from tests.integration.approvals import ADA
@@ -115,6 +116,20 @@ async def test_a_run_that_was_resumed_counts_when_it_ended_and_not_as_slow(
         learning_database.url, "SELECT measure, events::int FROM agent_reading WHERE measure <> 'table_bytes'"
     )
     assert measures == [("runs", 1)]
+
+
+async def test_checks_leave_the_loop_of_the_agents_calls_free(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    loops = []
+
+    async def find(look: Look) -> list[Finding]:
+        loops.append(asyncio.get_running_loop())
+        return []
+
+    await monitor(database, learning_database, Check(name="where", about="", find=find)).run_once()
+    assert len(loops) == 1
+    assert portal().loop not in loops
 
 
 async def test_imported_runs_are_not_watched(

@@ -22,7 +22,7 @@ from agent.clock import Clock, HandedBack, Tick
 from agent.errors import ConfigurationError, DatabaseUnavailable, LearningError
 from agent.events import emit
 from agent.identity import Identity
-from agent.portal import Portal, portal
+from agent.portal import portal, workbench
 
 if TYPE_CHECKING:
     from agent.database import Database
@@ -274,7 +274,7 @@ class _Cycle:
         begun_at = asyncio.get_running_loop().time()
         # Beside the portal's loop: comparing and fitting take time that the calls of agents would wait for.
         work = _traced(step.name, step.run(context))
-        running = asyncio.wrap_future(_workbench().submit(work, context=contextvars.copy_context()))
+        running = asyncio.wrap_future(workbench().submit(work, context=contextvars.copy_context()))
         keeping = asyncio.create_task(self._keep(step, attempt, running))
         try:
             async with asyncio.timeout(step.time_limit.total_seconds()):
@@ -364,17 +364,6 @@ class _Cycle:
         return await self._database.call(
             function, self._identity, the_cycle=self._cycle, the_step=step.name, **arguments
         )
-
-
-_workbenches: dict[int, Portal] = {}
-
-
-def _workbench() -> Portal:
-    """The loop of this process in which steps run; it is asked for in the portal alone."""
-    process_id = os.getpid()
-    if process_id not in _workbenches:
-        _workbenches[process_id] = Portal()
-    return _workbenches[process_id]
 
 
 async def _traced(name: str, work: Awaitable[Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +26,7 @@ from agent.monitoring import (
 from agent.monitoring.alerts import Alerts
 from agent.monitoring.checks import Check, Look
 from agent.monitoring.findings import SEVERITIES, Finding, cause_of
-from agent.portal import portal
+from agent.portal import portal, workbench
 from agent.settings import current_settings
 
 if TYPE_CHECKING:
@@ -179,6 +180,11 @@ class ContinuousMonitor:
         await self._look()
 
     async def _look(self) -> MonitorReport:
+        # Beside the portal's loop: judging hundreds of series takes time that the calls of agents would wait for.
+        looking = workbench().submit(self._look_at_everything(), context=contextvars.copy_context())
+        return await asyncio.wrap_future(looking)
+
+    async def _look_at_everything(self) -> MonitorReport:
         began = time.monotonic()
         look = Look(database=self.database, settings=self.settings, budget=_CHECK_BUDGET)
         try:

@@ -27,10 +27,8 @@ RATIO = 2.0
 
 # Expected events per look -> threshold of the cumulated sum, so that Poisson events at an unchanged rate reach it 0.8
 # times in 2,016 looks, which is a week of looks every five minutes. Solved with the Markov chain of Brook and Evans
-# (1972)
-# over 500 states; a test solves it again. Below the first and above the last the threshold stays: fewer than five
-# events
-# are never enough, and where many are expected a doubling is seen at once anyway.
+# (1972) over 500 states; a test solves it again. Below the first and above the last the threshold stays: fewer than
+# five events are never enough, and where many are expected a doubling is seen at once anyway.
 _LOOK_SIZES = (0.05, 0.1, 0.2, 0.5, 1.0, 5 / 3, 3.0, 5.0)
 _THRESHOLDS = (3.50, 4.09, 4.66, 5.31, 5.71, 5.94, 6.04, 6.09)
 
@@ -288,8 +286,9 @@ def watch_level(recent: Sequence[Level], history: Sequence[Level]) -> Rise | Non
     events = sum(level.events for level in recent)
     if len(history) < LEVEL_HISTORY_MIN or events < _LEVEL_EVENTS_MIN:
         return None
-    usual = _usual_level(history, recent[-1].at.hour)
-    residuals = [math.log(level.middle) - _usual_level(history, level.at.hour) for level in history]
+    usual_by_hour = [_usual_level(history, hour) for hour in range(_HOURS_OF_DAY)]
+    usual = usual_by_hour[recent[-1].at.hour]
+    residuals = [math.log(level.middle) - usual_by_hour[level.at.hour] for level in history]
     now = weighted_median([math.log(level.middle) for level in recent], [level.events for level in recent])
     typical = median([level.events for level in history])
     scale = max(robust_scale(residuals), _LEVEL_SCALE_MIN) * math.sqrt(max(1.0, typical / events))
