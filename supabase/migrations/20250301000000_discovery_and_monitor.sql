@@ -958,6 +958,8 @@ CREATE TABLE agent_queue.agent_worker (
 );
 COMMENT ON TABLE agent_queue.agent_worker IS 'The queues of a worker that does not work on all; the table of the queue itself does not say.';
 GRANT SELECT, INSERT, UPDATE, DELETE ON agent_queue.agent_worker TO agent_server;
+-- A session's jobs that failed for good, which order_sessions looks for once per session. Small: few jobs fail.
+CREATE INDEX agent_failed_job_by_lock ON agent_queue.procrastinate_jobs (lock) WHERE status = 'failed';
 
 -- The work of queue_state, by the workers that work on this queue. Runs as its owner, because agent_app has no rights on
 -- the queue.
@@ -2307,6 +2309,8 @@ DECLARE
     since timestamptz;
     horizon timestamptz;
     touched timestamptz[];
+    first timestamptz;
+    last timestamptz;
     made bigint;
     removed bigint;
 BEGIN
@@ -2322,17 +2326,19 @@ BEGIN
           UNION ALL
           SELECT l.at FROM public.agent_execution_log l WHERE l.at >= since) AS x
     WHERE x.at <= this_moment;
+    -- One range with fixed ends: of a join with each of the five minutes the planner cannot know how many they are.
+    SELECT min(t.bucket), max(t.bucket) INTO first, last FROM unnest(touched) AS t (bucket);
     DELETE FROM public.agent_reading g WHERE g.bucket = ANY (touched) AND g.measure <> 'table_bytes';
     WITH ended AS MATERIALIZED (
-        SELECT t.bucket, r.tenant_id, r.agent_id, r.status, r.messages, r.facts,
+        SELECT date_bin(five, r.finished_at, 'epoch') AS bucket, r.tenant_id, r.agent_id, r.status, r.messages, r.facts,
                extract(epoch FROM r.finished_at - r.started_at) * 1000 AS ms
-        FROM unnest(touched) AS t (bucket)
-        JOIN public.agent_run r ON r.source = 'live' AND r.finished_at >= t.bucket AND r.finished_at < t.bucket + five
-        WHERE r.status IN ('completed', 'blocked', 'failed') AND r.finished_at <= this_moment
+        FROM public.agent_run r
+        WHERE r.source = 'live' AND r.finished_at >= first AND r.finished_at < last + five AND r.finished_at <= this_moment
+          AND r.status IN ('completed', 'blocked', 'failed') AND date_bin(five, r.finished_at, 'epoch') = ANY (touched)
     ), done AS MATERIALIZED (
-        SELECT t.bucket, l.*
-        FROM unnest(touched) AS t (bucket)
-        JOIN public.agent_execution_log l ON l.at >= t.bucket AND l.at < t.bucket + five
+        SELECT date_bin(five, l.at, 'epoch') AS bucket, l.tenant_id, l.agent_id, l.tool, l.state, l.risk, l.duration_ms
+        FROM public.agent_execution_log l
+        WHERE l.at >= first AND l.at < last + five AND date_bin(five, l.at, 'epoch') = ANY (touched)
     ), seen (tenant_id, measure, agent_id, part, bucket, is_failure, value) AS (
         SELECT e.tenant_id, 'runs', e.agent_id, '', e.bucket, e.status = 'failed', NULL::double precision FROM ended e
         UNION ALL
@@ -2358,11 +2364,12 @@ BEGIN
         SELECT d.tenant_id, 'refusals', coalesce(d.agent_id, ''), '', d.bucket, d.state = 'refused' OR d.risk = 'FORBIDDEN', NULL
         FROM done d
         UNION ALL
-        SELECT o.tenant_id, 'outcomes', r.agent_id, left(o.kind, 200), t.bucket, coalesce(NOT o.succeeded, false), o.score
-        FROM unnest(touched) AS t (bucket)
-        JOIN public.agent_outcome o ON o.recorded_at >= t.bucket AND o.recorded_at < t.bucket + five
+        SELECT o.tenant_id, 'outcomes', r.agent_id, left(o.kind, 200), date_bin(five, o.recorded_at, 'epoch'),
+               coalesce(NOT o.succeeded, false), o.score
+        FROM public.agent_outcome o
         JOIN public.agent_run r ON r.tenant_id = o.tenant_id AND r.run_id = o.run_id AND r.source = 'live'
-        WHERE o.score IS NULL OR o.score BETWEEN -1e100 AND 1e100  -- no NaN, which would spoil every sum
+        WHERE o.recorded_at >= first AND o.recorded_at < last + five AND date_bin(five, o.recorded_at, 'epoch') = ANY (touched)
+          AND (o.score IS NULL OR o.score BETWEEN -1e100 AND 1e100)  -- no NaN, which would spoil every sum
     )
     INSERT INTO public.agent_reading AS g (tenant_id, measure, agent_id, part, bucket, events, failures, total, squares, middle)
     SELECT s.tenant_id, s.measure, s.agent_id, s.part, s.bucket, count(*), count(*) FILTER (WHERE s.is_failure),

@@ -82,6 +82,8 @@ CREATE TABLE agent_queue.agent_worker (
 );
 COMMENT ON TABLE agent_queue.agent_worker IS 'The queues of a worker that does not work on all; the table of the queue itself does not say.';
 GRANT SELECT, INSERT, UPDATE, DELETE ON agent_queue.agent_worker TO agent_server;
+-- A session's jobs that failed for good, which order_sessions looks for once per session. Small: few jobs fail.
+CREATE INDEX agent_failed_job_by_lock ON agent_queue.procrastinate_jobs (lock) WHERE status = 'failed';
 
 -- The work of queue_state, by the workers that work on this queue. Runs as its owner, because agent_app has no rights on
 -- the queue.
