@@ -224,7 +224,10 @@ seen_routines AS MATERIALIZED (
     WHERE NOT (SELECT a.names_only FROM asked a)
 )
 SELECT CASE WHEN a.names_only THEN jsonb_build_object(
-    'names', (SELECT coalesce(jsonb_agg(jsonb_build_object('oid', x.oid::bigint, 'name', x.full_name) ORDER BY x.full_name), '[]')
+    -- Without an encoding a name may hold bytes that no client can be sent; they are what fails here.
+    'names', (SELECT coalesce(jsonb_agg(jsonb_build_object('oid', x.oid::bigint, 'name',
+                  CASE WHEN current_setting('server_encoding') = 'SQL_ASCII'
+                       THEN regexp_replace(x.full_name, '[^ -~]', '?', 'g') ELSE x.full_name END) ORDER BY x.full_name), '[]')
               FROM (SELECT r.oid, r.full_name FROM relations r UNION ALL SELECT p.oid, p.full_name FROM routines p) AS x))
 ELSE jsonb_build_object(
     'tables', (

@@ -728,3 +728,25 @@ async def test_no_key_and_no_person_of_the_catalog_is_stored_or_told(
         assert "ada@example.com" not in text
         assert key not in text
     await database.close()
+
+
+async def test_names_without_an_encoding_are_not_seen_and_the_rest_is(
+    learning_database: ThrowawayDatabase,
+) -> None:
+    url = learning_database.url
+    name = f"{learning_database.name}_bytes"
+    other = url.replace(learning_database.name, name)
+    execute(url, f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'")
+    try:
+        with psycopg.connect(other, autocommit=True, client_encoding="SQL_ASCII") as connection:
+            connection.execute(b'CREATE TABLE "gr\xf6\xdfe" (a int)')
+            connection.execute(b"CREATE TABLE sizes (a int)")
+        discovery = over(learning_database, app_database_url=SecretStr(other))
+
+        found = await discovery.discover_app_structure(patterns=False)
+        await discovery.database.close()
+    finally:
+        execute(url, f"DROP DATABASE {name} WITH (FORCE)")
+
+    assert "public.sizes" in names(found)
+    assert [problem["object"] for problem in found.problems] == ['public."gr??e"']
