@@ -12,6 +12,7 @@ from typing import Any
 
 from agent.learning.tool_experience_calls import ToolCall, read_calls
 from agent.learning.transcripts import read_run
+from benchmarks.made_logs_more import http, retail, sql
 
 RUNS = 150
 
@@ -19,7 +20,8 @@ RUNS = 150
 def made_logs() -> dict[str, list[list[ToolCall]]]:
     """The logs by name."""
     return {name: [_run(one, seed) for seed in range(RUNS)] for name, one in
-            (("made up: shop", _shop), ("made up: web service", _service), ("made up: files", _files))}  # fmt: skip
+            (("made up: shop", _shop), ("made up: web service", _service), ("made up: files", _files),
+             ("made up: sql", sql), ("made up: http", http), ("made up: retail", retail))}  # fmt: skip
 
 
 Call = tuple[str, dict[str, Any], str]

@@ -1659,10 +1659,13 @@ CREATE TABLE public.agent_tool_run (
     status text NOT NULL,
     finished_at timestamptz NOT NULL,
     learned_at timestamptz NOT NULL DEFAULT now(),
+    risk_limit double precision NOT NULL CHECK (risk_limit BETWEEN 0 AND 1),
     PRIMARY KEY (tenant_id, run_id)
 );
 COMMENT ON TABLE public.agent_tool_run IS 'Runs whose tool calls are counted, each once; one that was delivered again with another status, or given to a user, is counted anew.';
+COMMENT ON COLUMN public.agent_tool_run.risk_limit IS 'From which risk calls are warned of, as the learner had it after this run: that of the latest run holds.';
 CREATE INDEX agent_tool_run_by_user ON public.agent_tool_run (tenant_id, user_id);
+CREATE INDEX agent_tool_run_by_time ON public.agent_tool_run (tenant_id, learned_at DESC);
 
 CREATE TABLE public.agent_tool_call (
     tenant_id text NOT NULL,
@@ -1821,7 +1824,7 @@ BEGIN
 END
 $$;
 
--- Count the calls of one run: {run_id, user_id, session_id, status, started_at, finished_at, calls: [{tool, template, tool_call_id, message_id,
+-- Count the calls of one run: {run_id, user_id, session_id, status, started_at, finished_at, risk_limit, calls: [{tool, template, tool_call_id, message_id,
 -- conditions, risk, is_repeat, was_warned}], words: [{tool, condition, kind, shown, opened}]}. A run that somebody else counted
 -- meanwhile in this form is passed over. Of a tool the latest 2,000 calls are kept, and of the tenant the latest 1,000 errors.
 -- Returns whether it was counted.
@@ -1855,8 +1858,9 @@ BEGIN
         RETURN 'false';
     END IF;
     PERFORM agent_private.forget_tool_calls(tenant, ARRAY[run ->> 'run_id']);
-    INSERT INTO public.agent_tool_run (tenant_id, run_id, user_id, status, finished_at)
-    VALUES (tenant, run ->> 'run_id', run ->> 'user_id', run ->> 'status', (run ->> 'finished_at')::timestamptz);
+    INSERT INTO public.agent_tool_run (tenant_id, run_id, user_id, status, finished_at, risk_limit)
+    VALUES (tenant, run ->> 'run_id', run ->> 'user_id', run ->> 'status', (run ->> 'finished_at')::timestamptz,
+            (run ->> 'risk_limit')::double precision);
     INSERT INTO public.agent_tool_call (
         tenant_id, run_id, call_number, user_id, tool, template, tool_call_id, message_id, called_at, conditions, risk, is_repeat,
         was_warned)
@@ -1902,7 +1906,8 @@ $$;
 
 -- The latest calls of a tool to fit models to, oldest first, the number of the last, and conditions in words: {calls: [{template,
 -- conditions}], last, words: {condition: {kind, text}}}. Where no tool is named: the tools that are known, those whose models
--- have not seen the last calls, and the latest risks of calls that succeeded: {tools, stale, risks}.
+-- have not seen the last calls, and of the latest calls that succeeded (at most 5,000) risk and whether they were warned of:
+-- {tools, stale, clean: [[risk, was_warned]]}. call_limit: calls of a tool, at most 2,000, or calls that succeeded.
 CREATE FUNCTION public.tool_examples(identity jsonb, the_tool text DEFAULT NULL, call_limit integer DEFAULT 1000)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
@@ -1925,10 +1930,10 @@ BEGIN
                       WHERE e.tenant_id = current_setting('agent.tenant_id') AND e.failures > 0
                         AND EXISTS (SELECT FROM public.agent_tool_call c
                                     WHERE c.tenant_id = e.tenant_id AND c.tool = e.tool AND c.call_order > e.fitted_to)),
-            'risks', (SELECT coalesce(jsonb_agg(x.risk ORDER BY x.call_order), '[]')
-                      FROM (SELECT c.risk, c.call_order FROM public.agent_tool_call c
+            'clean', (SELECT coalesce(jsonb_agg(jsonb_build_array(x.risk, x.was_warned) ORDER BY x.call_order), '[]')
+                      FROM (SELECT c.risk, c.was_warned, c.call_order FROM public.agent_tool_call c
                             WHERE c.tenant_id = current_setting('agent.tenant_id') AND c.template IS NULL
-                            ORDER BY c.call_order DESC LIMIT 2000) AS x));
+                            ORDER BY c.call_order DESC LIMIT least(call_limit, 5000)) AS x));
     ELSE
         found := jsonb_build_object(
             'calls', (SELECT coalesce(jsonb_agg(jsonb_build_object('template', x.template, 'conditions', x.conditions) ORDER BY x.call_order), '[]')
@@ -2011,8 +2016,9 @@ END
 $$;
 
 -- How likely a call is to run into each known error of its tool, the most likely first: conditions: {condition: weight}.
--- Returns {risks: [{template, risk, failures, first_seen_at, last_seen_at, reasons}], limit}: warn where risk is at least the limit.
--- Leans on the primary key of agent_tool_weight; locks nothing.
+-- Returns {risks: [{template, risk, failures, first_seen_at, last_seen_at, reasons}], limit}: warn where the highest risk is at
+-- least the limit, which is that of the learner after the latest run; null where nothing was learned.
+-- Leans on the primary key of agent_tool_weight and on agent_tool_run_by_time; locks nothing.
 CREATE FUNCTION public.match_tool_warnings(identity jsonb, the_tool text, conditions jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
@@ -2022,14 +2028,13 @@ DECLARE
     previous text[];
     tenant text;
     found jsonb;
-    clean bigint;
     the_limit double precision;
 BEGIN
     identity := agent_private.document(identity);
     conditions := agent_private.document(conditions);
     previous := agent_private.enter(identity, 'tenant');
     IF previous IS NULL THEN
-        RETURN '{"risks": [], "limit": 0.5}';
+        RETURN '{"risks": [], "limit": null}';
     END IF;
     tenant := current_setting('agent.tenant_id');
     SELECT coalesce(jsonb_agg(jsonb_build_object(
@@ -2046,16 +2051,10 @@ BEGIN
         WHERE e.tenant_id = tenant AND e.tool = the_tool AND e.base IS NOT NULL AND e.failures > 0
         GROUP BY e.error_id, e.template, e.failures, e.first_seen_at, e.last_seen_at, e.reasons, e.base
     ) AS x;
-    -- As the class Limit has it.
-    SELECT count(*) INTO clean FROM (
-        SELECT FROM public.agent_tool_call c WHERE c.tenant_id = tenant AND c.template IS NULL
-        ORDER BY c.call_order DESC LIMIT 2000) AS k;
-    SELECT k.risk + 1e-9 INTO the_limit FROM (
-        SELECT c.risk FROM public.agent_tool_call c WHERE c.tenant_id = tenant AND c.template IS NULL
-        ORDER BY c.call_order DESC LIMIT 2000) AS k
-    ORDER BY k.risk DESC OFFSET floor(0.048 * clean)::bigint + 4 LIMIT 1;
+    SELECT r.risk_limit INTO the_limit FROM public.agent_tool_run r WHERE r.tenant_id = tenant
+    ORDER BY r.learned_at DESC LIMIT 1;
     PERFORM agent_private.leave(previous);
-    RETURN jsonb_build_object('risks', found, 'limit', least(greatest(coalesce(the_limit, 0), 0.03), 0.5));
+    RETURN jsonb_build_object('risks', found, 'limit', the_limit);
 END
 $$;
 

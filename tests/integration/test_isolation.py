@@ -517,7 +517,7 @@ async def test_with_no_identity_every_function_finds_nothing_or_refuses(
         "read_app_patterns": [],
         "tool_runs_to_learn": [],
         "tool_examples": {},
-        "match_tool_warnings": {"risks": [], "limit": 0.5},
+        "match_tool_warnings": {"risks": [], "limit": None},
         "list_tool_experience": {"errors": [], "warnings": {}, "slow": [], "sequences": []},
     }
     nobodies: list[dict[str, Any] | None] = [

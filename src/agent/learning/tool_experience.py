@@ -1,7 +1,7 @@
 """What runs teach about tools: their errors, and warnings before calls that are likely to run into them.
 
 Templates come from our own masking and not from a log miner: on the 63 errors of the airline log Drain3 finds the
-same 8 texts, but leaves the id in the one that it saw once, depends on what it saw before, and pins old packages.
+same 8 texts, but leaves the id in the one that it saw once, and it pins old packages.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from agent.learning.tool_experience_calls import ToolCall, conditions_before, read_calls
 from agent.learning.tool_experience_model import Model, weigh
-from agent.learning.tool_experience_warnings import Experience, Limit, believed, errors_in_run
+from agent.learning.tool_experience_warnings import (
+    CLEAN_KEPT,
+    RISK_MIN,
+    Experience,
+    Limit,
+    believed,
+    errors_in_run,
+    likely,
+)
 
 if TYPE_CHECKING:
     from agent.database import Database
@@ -41,6 +49,8 @@ _TELLING = frozenset(
         "retry",
         "changed",
         "again",
+        "size",
+        "unheeded",
     }
 )
 
@@ -105,7 +115,9 @@ async def warnings_for(
             risk = Model(weights=believed(template, identity.tenant_id)).risk(values)
             found.append(ToolWarning(tool=tool, template=template, risk=risk, failures=0))
     found.sort(key=lambda warning: (-warning.risk, warning.template))
-    return [warning for warning in found if warning.risk >= known["limit"]]
+    limit = RISK_MIN if known["limit"] is None else known["limit"]
+    warned = likely({warning.template: warning.risk for warning in found}, limit)
+    return [warning for warning in found if warning.template in warned]
 
 
 async def learn_tool_experience(
@@ -148,7 +160,9 @@ async def learn_tool_experience(
             calls = list(read_calls(run["messages"]))
             judged = _judge(experience, seen, calls)
             is_new = await database.call(
-                "store_tool_calls", identity, run=_as_stored(run, calls, judged, identity)
+                "store_tool_calls",
+                identity,
+                run=_as_stored(run, calls, judged, identity) | {"risk_limit": experience.limit.value},
             )
             stored += 1
             if not is_new:
@@ -186,8 +200,8 @@ async def list_tool_experience(
 
 async def _load(database: Database, identity: Identity) -> tuple[Experience, set[tuple[str, str]]]:
     experience = Experience(identity.tenant_id)
-    known = await database.call("tool_examples", identity)
-    experience.limit = Limit(known["risks"])
+    known = await database.call("tool_examples", identity, call_limit=CLEAN_KEPT)
+    experience.limit = Limit((risk, was_warned) for risk, was_warned in known["clean"])
     for tool in known["tools"]:
         for values, template in _examples(await database.call("tool_examples", identity, the_tool=tool)):
             experience.learn(tool, values, template)
@@ -217,13 +231,13 @@ def _judge(experience: Experience, seen: set[tuple[str, str]], calls: Sequence[T
         risks = experience.risks(call.tool, call.conditions)
         risk = max(risks.values(), default=0.0)
         template = call.template
-        limit = experience.limit.value
+        warned = likely(risks, experience.limit.value)
         if template is None:
-            judged.append(_Judged(risk, False, risk >= limit))
+            judged.append(_Judged(risk, False, bool(warned)))
             experience.limit.add(risk)
         else:
             is_repeat = (call.tool, template) in seen
-            judged.append(_Judged(risk, is_repeat, risks.get(template, 0.0) >= limit))
+            judged.append(_Judged(risk, is_repeat, template in warned))
             seen.add((call.tool, template))
     return judged
 

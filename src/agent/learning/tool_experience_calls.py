@@ -55,7 +55,7 @@ class Condition:
 
 KINDS = (
     "call", "value", "item", "pair", "shape", "params", "type", "length", "compare", "after", "done", "again", "still",
-    "retry", "changed", "unseen", "link", "total",
+    "retry", "changed", "heeded", "unheeded", "unseen", "link", "size", "total",
 )  # fmt: skip
 
 
@@ -81,6 +81,13 @@ class ToolCall:
         )
 
     @property
+    def told(self) -> frozenset[float]:
+        """Numbers that the error tells and the call has nowhere, not even as a sum: such as what was right."""
+        found = _NUMBER.findall((self.error or "")[: 10 * TEMPLATE_CHARACTERS_MAX])
+        told = {float(number.replace(",", "")) for number in found[:20]}
+        return frozenset(told - _amounts(self.arguments))
+
+    @property
     def template(self) -> str | None:
         """The template of its error, `None` where it succeeded."""
         if self.error is None:
@@ -95,8 +102,8 @@ class ToolCall:
 class RunSoFar:
     """What a run has shown up to a moment: grows with each message."""
 
-    failed: dict[str, list[tuple[str, Any, tuple[str, ...]]]] = field(default_factory=dict)
-    """Per tool, of its failed calls: template, arguments, and which of their values the error named."""
+    failed: dict[str, list[tuple[str, ToolCall]]] = field(default_factory=dict)
+    """Per tool, its failed calls, each with its template."""
     succeeded: dict[str, list[str]] = field(default_factory=dict)
     """Per tool, the arguments of calls that succeeded, as canonical text."""
     words: list[str] = field(default_factory=list)
@@ -142,7 +149,7 @@ class RunSoFar:
     def end_call(self, call: ToolCall) -> None:
         """Take in what became of a call."""
         if call.template is not None:
-            self.failed.setdefault(call.tool, []).append((call.template, call.arguments, call.named))
+            self.failed.setdefault(call.tool, []).append((call.template, call))
         else:
             self.succeeded.setdefault(call.tool, []).append(_canonical(call.arguments))
 
@@ -293,8 +300,11 @@ def _comparisons(arguments: Mapping[str, Any]) -> Iterator[Condition]:
 
 def _of_history(tool: str, arguments: Mapping[str, Any], so_far: RunSoFar) -> Iterator[Condition]:
     whole = _canonical(arguments)
-    for template, failed, named in so_far.failed.get(tool, ())[-10:]:
-        before = failed if isinstance(failed, Mapping) else {"arguments": failed}
+    amounts = _amounts(arguments)
+    for template, failed in so_far.failed.get(tool, ())[-10:]:
+        before = (
+            failed.arguments if isinstance(failed.arguments, Mapping) else {"arguments": failed.arguments}
+        )
         changed = sorted(
             str(name)
             for name in {*before, *arguments}
@@ -306,7 +316,13 @@ def _of_history(tool: str, arguments: Mapping[str, Any], so_far: RunSoFar) -> It
             others = ", ".join(changed)[:200]
             yield Condition("changed", f"{template}|{others}", f"after {template}, with another {others}")
             yield Condition("retry", template, f"after {template} in this run")
-            if named and all(_canonical(value) in whole for value in named):
+            if failed.told:
+                kind = "heeded" if failed.told & amounts else "unheeded"
+                told = "with" if kind == "heeded" else "without"
+                yield Condition(
+                    kind, template, f"{told} a number that an earlier call was told by {template}"
+                )
+            if failed.named and all(_canonical(value) in whole for value in failed.named):
                 yield Condition(
                     "still",
                     template,
@@ -346,6 +362,9 @@ def _of_links(arguments: Mapping[str, Any], so_far: RunSoFar) -> Iterator[Condit
             elif isinstance(inner, int | float):
                 sign = "0" if inner == 0 else "below 0" if inner < 0 else "above 0"
                 yield Condition("link", f"{linked} {sign}", f"{name} of the {path} is {sign}")
+                for bound in _BOUNDS:
+                    if 0 < inner < bound:
+                        yield Condition("size", f"{linked}<{bound}", f"{name} of the {path} is below {bound}")
                 if "<" in name or "." not in name:
                     totals[linked] = totals.get(linked, 0) + inner
     for (one, a), (other, b) in list(combinations(sorted(totals.items()), 2))[:_TOTALS_MAX]:
@@ -353,6 +372,8 @@ def _of_links(arguments: Mapping[str, Any], so_far: RunSoFar) -> Iterator[Condit
         yield Condition("total", f"{one}{sign}{other}", f"{one} {sign} {other}")
 
 
+_NUMBER = re.compile(r"(?<![\w.,:/-])\d{1,12}(?:,\d{3})*(?:\.\d{1,6})?(?![\w:/-])")
+_BOUNDS = (3, 10, 30, 100, 300, 1000, 3000, 10_000, 100_000)
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2})?")
 
 
@@ -398,6 +419,17 @@ def _walk(value: Any, path: str, level: int) -> Iterator[tuple[str, Scalar]]:
                 yield from _walk(inner, f"{path}[]", level + 1)
     else:
         yield path, value
+
+
+def _amounts(arguments: Any) -> set[float]:
+    """The numbers of a call, and what those of one path add up to."""
+    found: set[float] = set()
+    totals: dict[str, float] = {}
+    for path, value in _scalars(arguments):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            totals[path] = totals.get(path, 0.0) + value
+            found.add(float(value))
+    return found | {round(total, 6) for total in totals.values()}
 
 
 def _lists(arguments: Mapping[str, Any]) -> list[tuple[str, list[Any]]]:

@@ -1,7 +1,8 @@
 """How likely a call is to fail with a known error: logistic regression over its conditions, a model per tool and error.
 
-The fit has one optimum, and is done in one order, so the same calls give the same model however they came. Coordinate
-descent in the dual (Yu, Huang and Lin 2011), because calls have hundreds of conditions and a tool hundreds of calls.
+The fit has one optimum, which Newton's method finds in a few steps (Rasmussen and Williams 2006, algorithm 3.1): so the
+same calls give the same model however they came. It works on calls by calls, not on conditions by conditions, because
+a tool has hundreds of calls and thousands of conditions; and the errors of a tool share what is costly.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from agent.learning.tool_experience_calls import Condition
 
 BASE = -2.0
@@ -19,25 +23,18 @@ PENALTY = 0.5
 """Strength of the pull of weights towards what is believed without data."""
 BIAS_SCALE = 2.0
 """How much more freely the base moves than a weight, as a variance."""
-EPOCHS_MAX = 600
-SETTLED = 0.0003
-"""A fit ends when no call's share moves by more in an epoch."""
+STEPS_MAX = 50
+SETTLED = 1e-7
+"""A fit ends when no call pulls by more than this otherwise than a step before."""
+_COLUMNS = 4_096
+"""Conditions that are multiplied at once, which bounds the memory."""
 
-BELIEFS = {"again": 4.0, "still": 3.0}
+BELIEFS = {"again": 4.0, "still": 3.0, "heeded": -3.0, "unheeded": 1.0}
 """Weights before there are data, for the error at hand: the same call failed in this run, or still has the values that
-the error named. Errors that pass by themselves unlearn it."""
+the error named; or it has a number that the error told, or has none of them. Errors of another nature unlearn it."""
 EMPHASIS = {"shape": 4.0, "link": 8.0, "item": 1.5, "pair": 0.7, "retry": 0.7, "changed": 0.7, "after": 0.3}
 """How much more a kind of condition counts than the others: what holds for many values, such as a form or the state of
 the record named, over the value itself. Chosen on the airline log of `benchmarks/tool_warnings`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A call that was made."""
-
-    values: Mapping[int, float]
-    failed: bool
-    """With the error of the model; calls that failed with another one are no examples, as they never got so far."""
 
 
 @dataclass(slots=True)
@@ -64,68 +61,87 @@ def weigh(conditions: Iterable[Condition], tenant_id: str = "") -> dict[int, flo
     }
 
 
-def fit(examples: Sequence[Example], beliefs: Mapping[int, float]) -> Model:
-    """The model of these calls; `beliefs` are the weights it starts from."""
-    # In an order of their own and a mixed one: the descent ends a little off the optimum, on the same spot each time.
-    examples = sorted(examples, key=lambda e: (sum(e.values) % 1_000_003, sorted(e.values.items()), e.failed))
-    model = Model(weights=dict(beliefs))
-    freedom = _freedom(examples)
-    shares = [0.5] * len(examples)
-    signs = [1.0 if example.failed else -1.0 for example in examples]
-    sizes = [
-        (sum(freedom[key] * value * value for key, value in example.values.items()) + BIAS_SCALE) / PENALTY
-        for example in examples
-    ]
-    for example, sign, share in zip(examples, signs, shares, strict=True):
-        _move(model, example, freedom, sign * share / PENALTY)
-    for _ in range(EPOCHS_MAX):
-        moved = 0.0
-        for place, example in enumerate(examples):
-            margin = signs[place] * (
-                model.base + sum(model.weights[key] * value for key, value in example.values.items())
-            )
-            share = _best_share(margin, sizes[place], shares[place])
-            change = share - shares[place]
-            if abs(change) > 1e-6:
-                _move(model, example, freedom, signs[place] * change / PENALTY)
-                shares[place] = share
-                moved = max(moved, abs(change))
-        if moved < SETTLED:
-            break
-    return model
+Numbers = NDArray[np.float64]
 
 
-def _freedom(examples: Sequence[Example]) -> dict[int, float]:
+def fit(
+    calls: Sequence[tuple[Mapping[int, float], str | None]], beliefs: Mapping[str, Mapping[int, float]]
+) -> dict[str, Model]:
+    """The models of a tool's errors.
+
+    Args:
+        calls: conditions of each call, and its error; calls that failed with another error are no examples of one, as
+            they never got so far.
+        beliefs: per error to fit, the weights that are believed without data.
+    """
+    keys = sorted({key for values, _ in calls for key in values})
+    places = {key: place for place, key in enumerate(keys)}
+    clean = np.array([error is None for _, error in calls], dtype=bool)
+    entries = sorted(
+        (places[key], row, value) for row, (values, _) in enumerate(calls) for key, value in values.items()
+    )
+    columns = np.array([column for column, _, _ in entries], dtype=np.intp)
+    rows = np.array([row for _, row, _ in entries], dtype=np.intp)
+    weighed = np.array([value for _, _, value in entries])
+    freedom = _freedom(np.bincount(columns[clean[rows]], minlength=len(keys)), int(clean.sum()))
+    likeness = np.full((len(calls), len(calls)), BIAS_SCALE / PENALTY)
+    for start in range(0, len(keys), _COLUMNS):
+        first, last = np.searchsorted(columns, (start, start + _COLUMNS))
+        part = np.zeros((len(calls), min(_COLUMNS, len(keys) - start)))
+        part[rows[first:last], columns[first:last] - start] = weighed[first:last]
+        likeness += (part * freedom[start : start + _COLUMNS]) @ part.T
+    models = {}
+    for error, believed in beliefs.items():
+        failed = np.array([found == error for _, found in calls], dtype=bool)
+        chosen = np.flatnonzero(clean | failed)
+        weights = np.array([believed.get(key, 0.0) for key in keys])
+        odds = BASE + np.bincount(rows, weighed * weights[columns], minlength=len(calls))
+        shares = np.zeros(len(calls))
+        shares[chosen] = _settle(
+            likeness[np.ix_(chosen, chosen)], odds[chosen].astype(np.float64), failed[chosen].astype(float)
+        )
+        weights += freedom * np.bincount(columns, weighed * shares[rows], minlength=len(keys))
+        models[error] = Model(
+            base=BASE + float(shares.sum()) * BIAS_SCALE / PENALTY,
+            weights={**believed, **dict(zip(keys, weights.tolist(), strict=True))},
+        )
+    return models
+
+
+def _freedom(counts: NDArray[np.intp], clean: int) -> Numbers:
     """Variance of each weight: what is rare among calls that succeeded tells more when it comes with a failure."""
-    clean = [example for example in examples if not example.failed]
-    counts = Counter(key for example in clean for key in example.values)
-    keys = {key for example in examples for key in example.values}
-    return {key: math.log1p(len(clean) / (counts[key] + 1)) ** 3 for key in keys}
+    found: Numbers = np.log1p(clean / (counts + 1)) ** 3 / PENALTY
+    return found
 
 
-def _move(model: Model, example: Example, freedom: Mapping[int, float], step: float) -> None:
-    weights = model.weights
-    for key, value in example.values.items():
-        weights[key] = weights.get(key, 0.0) + step * value * freedom[key]
-    model.base += step * BIAS_SCALE
-
-
-def _best_share(margin: float, size: float, share: float) -> float:
-    """The share of one call in the dual at which size * (x - share) + margin + log(x / (1 - x)) is 0."""
-    low, high = -margin - size * (1 - share), -margin + size * share
-    odds = min(max(-margin, low), high)
-    for _ in range(20):
-        probability = _sigmoid(odds)
-        surplus = size * (probability - share) + margin + odds
-        if surplus > 0:
-            high = odds
-        else:
-            low = odds
-        step = surplus / (size * probability * (1 - probability) + 1)
-        odds = odds - step if low < odds - step < high else (low + high) / 2
-        if abs(step) < 1e-6:
+def _settle(likeness: Numbers, believed: Numbers, failed: Numbers) -> Numbers:
+    """How much each call pulls at the optimum: its outcome less its risk."""
+    shares = np.zeros(len(failed))
+    odds = believed
+    loss = _loss(shares, odds, believed, failed)
+    for _ in range(STEPS_MAX):
+        risks = 1 / (1 + np.exp(-np.clip(odds, -60, 60)))
+        steepness = np.maximum(risks * (1 - risks), 1e-10)
+        root = np.sqrt(steepness)
+        aim = steepness * (odds - believed) + failed - risks
+        system = np.eye(len(failed)) + root[:, None] * likeness * root
+        change = aim - root * np.linalg.solve(system, root * (likeness @ aim)) - shares
+        size = 1.0
+        while True:
+            moved = shares + size * change
+            odds = believed + likeness @ moved
+            reached = _loss(moved, odds, believed, failed)
+            if reached <= loss + 1e-9 or size < 1e-3:
+                break
+            size /= 2
+        shares, loss = moved, reached
+        if size * np.max(np.abs(change), initial=0.0) < SETTLED:
             break
-    return _sigmoid(odds)
+    return shares
+
+
+def _loss(shares: Numbers, odds: Numbers, believed: Numbers, failed: Numbers) -> float:
+    return float(shares @ (odds - believed) / 2 + np.sum(np.logaddexp(0, odds) - failed * odds))
 
 
 def _sigmoid(odds: float) -> float:

@@ -1,7 +1,7 @@
 """Warnings before a tool call: what is known of a tool's errors, call by call, and how well it would have warned.
 
-A call is warned of from a limit on, which is drawn from the risks of calls that then succeeded: so that fewer than one
-in twenty of those is warned of. It is never below `RISK_MIN`.
+A call is warned of from a limit on. It is drawn from the risks of calls that then succeeded, and steered by how many of
+those were warned of so far: so that fewer than one in twenty is, whatever the tools. It is never below `RISK_MIN`.
 """
 
 from __future__ import annotations
@@ -12,21 +12,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agent.learning.tool_experience_calls import Condition, ToolCall
-from agent.learning.tool_experience_model import BELIEFS, Example, Model, fit, weigh
+from agent.learning.tool_experience_model import BELIEFS, Model, fit, weigh
 
-RISK_MIN = 0.03
+RISK_MIN = 0.02
 """Nothing is warned of below this probability."""
 RISK_MAX = 0.5
 """From this probability on everything is warned of."""
-CLEAN_SHARE = 0.048
+CLEAN_SHARE = 0.046
 """Share of the calls that succeed that may have been warned of."""
-CLEAN_SPARE = 4
+CLEAN_SPARE = 1
 """So many more of them, so that little data does not silence all warnings."""
+STEERING = 4
+"""How strongly the limit makes up for clean calls that were warned of beyond their share, or short of it."""
+LIKELY_SHARE = 0.03
+"""A warning names the errors that are at least so likely, as a share of the likeliest one."""
 CLEAN_KEPT = 2_000
 """Calls that succeeded whose risk the limit is drawn from: the latest."""
-FAILED_EXAMPLES_MAX = 300
-CLEAN_EXAMPLES_MAX = 600
-"""Calls of a tool that a model is fitted to: the latest."""
+CLEAN_EXAMPLES_MAX = 400
+FAILED_EXAMPLES_MAX = 400
+"""Calls of a tool that its models are fitted to: the latest, of each error the same number."""
 ERRORS_MAX = 100
 """Errors of one tool that have a model: those that were seen last."""
 
@@ -36,6 +40,8 @@ class _Tool:
     failed: dict[str, deque[Mapping[int, float]]] = field(default_factory=dict)
     clean: deque[Mapping[int, float]] = field(default_factory=lambda: deque(maxlen=CLEAN_EXAMPLES_MAX))
     models: dict[str, Model] = field(default_factory=dict)
+    calls: int = 0
+    """All that were learned."""
     since: int = 0
     """Calls since the models were fitted."""
 
@@ -72,6 +78,7 @@ class Experience:
                 oldest = next(iter(known.failed))
                 del known.failed[oldest]
                 known.models.pop(oldest, None)
+        known.calls += 1
         known.since += 1
         self._changed.add(tool)
 
@@ -79,16 +86,21 @@ class Experience:
         """Fit the models of tools whose calls have grown by a twentieth, or of all that changed; which they were."""
         due = [tool for tool in sorted(self._changed) if always or self._is_due(self._tools[tool])]
         for tool in due:
-            known = self._tools[tool]
-            clean = [Example(values, False) for values in known.clean]
-            for template, examples in known.failed.items():
-                known.models[template] = fit(
-                    [*(Example(values, True) for values in examples), *clean],
-                    believed(template, self.tenant_id),
-                )
-            known.since = 0
-            self._changed.discard(tool)
+            self._fit(self._tools[tool], always)
+        self._changed.difference_update(due)
         return due
+
+    def _fit(self, known: _Tool, always: bool) -> None:
+        errors = list(known.failed)
+        if always or known.since * 20 >= known.calls:
+            known.since = 0
+        else:
+            errors = [error for error in errors if error not in known.models]
+        of_each = FAILED_EXAMPLES_MAX // max(len(known.failed), 1)
+        calls: list[tuple[Mapping[int, float], str | None]] = [(values, None) for values in known.clean]
+        for error in errors:
+            calls += [(values, error) for values in list(known.failed[error])[-of_each:]]
+        known.models |= fit(calls, {error: believed(error, self.tenant_id) for error in errors})
 
     def knows(self, tool: str) -> bool:
         """Whether an error of the tool is known."""
@@ -99,8 +111,9 @@ class Experience:
         return self._tools[tool].models
 
     def _is_due(self, known: _Tool) -> bool:
-        calls = len(known.clean) + sum(len(examples) for examples in known.failed.values())
-        return bool(known.failed) and (known.since * 20 >= calls or len(known.models) < len(known.failed))
+        return bool(known.failed) and (
+            known.since * 20 >= known.calls or len(known.models) < len(known.failed)
+        )
 
 
 def errors_in_run(conditions: Iterable[Condition]) -> list[str]:
@@ -115,25 +128,46 @@ def believed(template: str, tenant_id: str = "") -> dict[int, float]:
     return {Condition(kind, template, "").key(tenant_id): weight for kind, weight in BELIEFS.items()}
 
 
-class Limit:
-    """The risk from which calls are warned of, drawn from the risks of the latest calls that succeeded."""
+def likely(risks: Mapping[str, float], limit: float) -> dict[str, float]:
+    """The errors that a call is warned of, the likeliest first: one that reaches the limit and others so likely."""
+    highest = max(risks.values(), default=0.0)
+    if highest < limit:
+        return {}
+    ranked = sorted(risks.items(), key=lambda item: (-item[1], item[0]))
+    return {error: risk for error, risk in ranked if risk >= LIKELY_SHARE * highest}
 
-    def __init__(self, risks: Sequence[float] = ()) -> None:
-        self._latest: deque[float] = deque(risks[-CLEAN_KEPT:])
-        self._sorted = sorted(self._latest)
+
+class Limit:
+    """The risk from which calls are warned of.
+
+    Args:
+        latest: of the latest calls that succeeded, oldest first: the risk before it was made, and whether that warned.
+    """
+
+    def __init__(self, latest: Iterable[tuple[float, bool]] = ()) -> None:
+        self._latest = deque(latest, maxlen=CLEAN_KEPT)
+        self._sorted = sorted(risk for risk, _ in self._latest)
+        self._warned = sum(was_warned for _, was_warned in self._latest)
 
     def add(self, risk: float) -> None:
         """Take in the risk, before it was made, of a call that succeeded."""
-        self._latest.append(risk)
+        was_warned = risk >= self.value
+        if len(self._latest) == CLEAN_KEPT:
+            oldest, oldest_warned = self._latest.popleft()
+            del self._sorted[bisect.bisect_left(self._sorted, oldest)]
+            self._warned -= oldest_warned
+        self._latest.append((risk, was_warned))
         bisect.insort(self._sorted, risk)
-        if len(self._latest) > CLEAN_KEPT:
-            del self._sorted[bisect.bisect_left(self._sorted, self._latest.popleft())]
+        self._warned += was_warned
 
     @property
     def value(self) -> float:
-        """The limit now."""
-        allowed = int(CLEAN_SHARE * len(self._sorted)) + CLEAN_SPARE
-        found = self._sorted[-allowed - 1] + 1e-9 if allowed < len(self._sorted) else 0.0
+        """The limit now: lower while fewer were warned of than may be, higher after more were."""
+        share = CLEAN_SHARE * len(self._sorted)
+        above = int(share + STEERING * (share + CLEAN_SPARE - self._warned))
+        if above < 0:
+            return RISK_MAX
+        found = self._sorted[-above - 1] + 1e-9 if above < len(self._sorted) else 0.0
         return min(max(found, RISK_MIN), RISK_MAX)
 
 
@@ -163,7 +197,7 @@ def evaluate_warnings(runs: Iterable[Sequence[ToolCall]]) -> WarningCounts:
         learned = []
         for call in run:
             risks = experience.risks(call.tool, call.conditions)
-            warned = {error for error, risk in risks.items() if risk >= experience.limit.value}
+            warned = likely(risks, experience.limit.value)
             template = call.template
             if template is None:
                 counts.clean += 1
