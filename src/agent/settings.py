@@ -173,6 +173,14 @@ class Settings(BaseModel):
             return tuple(part.strip() for part in given.split(",") if part.strip())
         return given
 
+    @field_validator("discovery_exclude")
+    @classmethod
+    def _is_schema_and_name(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            if "." not in pattern:
+                raise ValueError(f"{pattern!r} must be schema.name; for a whole schema write {pattern}.*")
+        return patterns
+
     @field_validator("alert_slack_webhook", "alert_webhook")
     @classmethod
     def _is_secret_web_address(cls, url: SecretStr | None) -> SecretStr | None:

@@ -302,6 +302,26 @@ async def test_a_learner_without_a_cycle(
     assert await found(database, learning_database, "learner_freshness") == []
 
 
+async def test_a_learner_that_has_just_begun_after_a_time_off_is_left_alone(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    rows(
+        learning_database.url,
+        """
+        INSERT INTO agent_tick (tenant_id, clock, slot, state, claimed_by, claimed_at, finished_at)
+        VALUES ('default', 'learner', now() - interval '5 hours', 'done', 'r', now() - interval '5 hours',
+                now() - interval '5 hours');
+        INSERT INTO agent_tick (tenant_id, clock, slot, state, claimed_by)
+        VALUES ('default', 'learner', now(), 'todo', 'r')
+        """,
+    )
+    only(await found(database, learning_database, "learner_freshness"))  # nobody is there to do it
+    await database.call(
+        "tick", Identity(), the_clock="learner", interval_seconds=3600.0, replica="r"
+    )  # a replica lives
+    assert await found(database, learning_database, "learner_freshness") == []
+
+
 async def test_a_step_of_the_learner_that_failed(
     database: PostgresDatabase, learning_database: ThrowawayDatabase
 ) -> None:

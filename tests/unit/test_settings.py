@@ -190,6 +190,10 @@ def test_an_unknown_variable_near_to_none_lists_what_there_is() -> None:
     assert all(name in message for name in ("LEARNING_MODEL", "LEARNING_WORKER", "LEARNING_TENANT"))
 
 
+def test_what_discovery_leaves_out_is_named_with_its_schema() -> None:
+    assert "store.*" in refusal_of(LEARNING_DISCOVERY_EXCLUDE="audit.*,store")
+
+
 @pytest.mark.parametrize("unknown", ["LEARNING_OPENAI_API_KEY", "LEARNING_DATABASE_URL", "LEARNING_PASSWORD"])
 def test_the_value_of_an_unknown_variable_is_not_shown(unknown: str) -> None:
     assert SECRET not in refusal_of(**{unknown: SECRET})

@@ -85,7 +85,10 @@ async def _learner_ticks(look: Look, now: datetime) -> list[Finding]:
     done = [a_time(tick["finished_at"], tick["slot"]) for tick in ticks if tick["state"] == "done"]
     last = max(done, default=None) or min((a_time(tick["slot"], "") for tick in ticks), default=now)
     late = now - last
-    if late < _INTERVALS_LATE * look.settings.learner_interval:
+    # After a time in which nothing ran at all, the first tick is at work and not yet done.
+    begun = [a_time(tick["claimed_at"], tick["slot"]) for tick in ticks if tick["state"] in ("todo", "doing")]
+    patience = _INTERVALS_LATE * look.settings.learner_interval
+    if late < patience or (clocks[LEARNER_CLOCK]["replicas"] and begun and now - min(begun) < patience):
         return []
     return [
         Finding(
