@@ -98,6 +98,7 @@ def test_every_variable_is_read() -> None:
             "LEARNING_ALERT_MAIL": "ops@example.com",
             "LEARNING_ALERT_COOLDOWN": "0",
             "LEARNING_ALERT_REMINDER": "9",
+            "LEARNING_METRICS_TOKEN": "a metrics token",
             "PATH": "/bin",
         }
     )
@@ -155,6 +156,7 @@ def test_every_variable_is_read() -> None:
         alert_mail="ops@example.com",
         alert_cooldown=timedelta(0),
         alert_reminder=timedelta(seconds=9),
+        metrics_token=SecretStr("a metrics token"),
     )
 
 
