@@ -556,10 +556,10 @@ BEGIN
 END
 $$;
 
--- The work of order_waiting_learning: order these sessions, unless a job of theirs waits, is at work, or failed for good in
--- the last day. sessions: [{user_id, session_id, agent_id}]. Returns {ordered, given_up}.
+-- The work of order_waiting_learning: order these sessions, in their order and at most session_limit, unless a job of theirs
+-- waits, is at work, or failed for good in the last day. sessions: [{user_id, session_id, agent_id}]. Returns {ordered, given_up}.
 -- Runs as its owner, because agent_app has no rights on the queue.
-CREATE FUNCTION agent_private.order_sessions(the_tenant text, sessions jsonb)
+CREATE FUNCTION agent_private.order_sessions(the_tenant text, sessions jsonb, session_limit integer)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, agent_queue, pg_temp
@@ -588,15 +588,17 @@ BEGIN
         PERFORM agent_private.enqueue_learning(
             the_tenant, session.user_id, session.session_id, session.agent_id, coalesce(the_queue, 'learning'), interval '0');
         ordered := ordered + 1;
+        EXIT WHEN ordered >= session_limit;
     END LOOP;
     RETURN jsonb_build_object('ordered', ordered, 'given_up', given_up);
 END
 $$;
-REVOKE ALL ON FUNCTION agent_private.order_sessions(text, jsonb) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION agent_private.order_sessions(text, jsonb) TO agent_app;
+REVOKE ALL ON FUNCTION agent_private.order_sessions(text, jsonb, integer) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION agent_private.order_sessions(text, jsonb, integer) TO agent_app;
 
 -- Order the learning of sessions of a tenant whose runs have waited for so long though nothing is ordered, the longest
--- waiting first. Returns {waiting, ordered, given_up}: given_up failed for good in the last day.
+-- waiting first, at most session_limit; the 20,000 that wait longest are looked at, ordered already or not.
+-- Returns {waiting, ordered, given_up}: given_up failed for good in the last day.
 CREATE FUNCTION public.order_waiting_learning(identity jsonb, older_than_seconds double precision, session_limit integer)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
@@ -617,8 +619,8 @@ BEGIN
           FROM public.agent_run r
           WHERE r.tenant_id = current_setting('agent.tenant_id') AND r.learned_at IS NULL AND r.status = 'completed'
             AND r.user_id IS NOT NULL AND r.recorded_at < clock_timestamp() - make_interval(secs => older_than_seconds)
-          GROUP BY r.user_id, r.session_id ORDER BY min(r.recorded_at) LIMIT least(session_limit, 10000)) AS x;
-    receipt := agent_private.order_sessions(current_setting('agent.tenant_id'), sessions)
+          GROUP BY r.user_id, r.session_id ORDER BY min(r.recorded_at) LIMIT 20000) AS x;
+    receipt := agent_private.order_sessions(current_setting('agent.tenant_id'), sessions, session_limit)
                || jsonb_build_object('waiting', jsonb_array_length(sessions));
     PERFORM agent_private.leave(previous);
     RETURN receipt;

@@ -340,6 +340,24 @@ async def test_a_session_that_failed_for_good_is_tried_again_once_a_day_in_its_q
     ]
 
 
+async def test_sessions_that_are_ordered_already_keep_no_other_from_its_turn(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    for number in range(3):
+        identity = ADA.with_(session_id=f"s{number}")
+        await database.call("record_run", identity, run=a_run("I like tea", run_id=f"r{number}"))
+    rows(learning_database.url, "UPDATE agent_run SET recorded_at = recorded_at - interval '2 days'")
+    rows(learning_database.url, "DELETE FROM agent_queue.procrastinate_jobs")
+    ordered = [
+        (await database.call("order_waiting_learning", ADA, older_than_seconds=60.0, session_limit=1))[
+            "ordered"
+        ]
+        for _ in range(4)
+    ]
+
+    assert ordered == [1, 1, 1, 0]
+
+
 async def test_curating_retires_what_is_past_or_doubled_or_too_much_and_a_second_time_nothing(
     settings: Settings,
     database: PostgresDatabase,
