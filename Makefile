@@ -40,6 +40,8 @@ bench: $(BENCH_VENV)/.installed  ## time added to a run, beside other libraries;
 	@$(BENCH_VENV)/bin/python -m benchmarks.request_path $(ARGS)
 	@$(BENCH_VENV)/bin/python -m benchmarks.monitor_simulation $(ARGS)
 	@$(BENCH_VENV)/bin/python -m benchmarks.discovery $(ARGS)
+	@$(BENCH_VENV)/bin/python -m benchmarks.discovery_patterns
+	@$(BENCH_VENV)/bin/python -m benchmarks.tool_warnings
 
 bench-safety: install  ## what gets past the gates, and what is done without a yes: counts; ARGS=statements for a part
 	@$(BIN)/python -m benchmarks.safety $(ARGS)

@@ -114,6 +114,9 @@ def main() -> None:
         "--out", type=Path, default=Path(__file__).parent / "results", help="folder for the result"
     )
     options = parser.parse_args()
+    if not options.log.exists():
+        print(f"skipped: there is no log {options.log}; name one by --log, or its folder by LEARNING_DATA")
+        return
     with options.log.open() as log:
         runs = [list(read_calls(read_run(line)["messages"])) for line in log if line.strip()]
     lines = [
