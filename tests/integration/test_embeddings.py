@@ -317,7 +317,7 @@ async def test_a_question_without_a_vector_is_answered_by_words(
     await tell(machine, *FAR)
     heard.clear()
     assert (await recall(machine, "What of the kitten of my cat"))[0] == "I adopted a kitten"
-    assert [event.name for event in heard] == ["embedding_failed"]
+    assert [event.name for event in heard] == ["embedding_failed", "knowledge_recalled"]
     assert heard[0].facts["model"] == "Broken:meanings"
     assert "my cat" not in str(heard[0].facts)
     assert (await machine.search("kitten", identity=ADA))[0]["content"] == "I adopted a kitten"
