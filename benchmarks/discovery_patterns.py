@@ -315,17 +315,17 @@ class _Meter:
         self.times_ms: list[float] = []
 
     async def measured(self, work: Any) -> PatternSummary:
-        execute = psycopg.AsyncConnection.execute
+        execute = psycopg.AsyncCursor.execute
 
-        async def timed(connection: psycopg.AsyncConnection[Any], *arguments: Any, **named: Any) -> Any:
+        async def timed(cursor: psycopg.AsyncCursor[Any], *arguments: Any, **named: Any) -> Any:
             begun = time.perf_counter()
             try:
-                return await execute(connection, *arguments, **named)
+                return await execute(cursor, *arguments, **named)
             finally:
-                if connection.info.parameter_status("application_name") == "agent discovery":
+                if cursor.connection.info.parameter_status("application_name") == "agent discovery":
                     self.times_ms.append((time.perf_counter() - begun) * 1000)
 
-        with patch.object(psycopg.AsyncConnection, "execute", timed):
+        with patch.object(psycopg.AsyncCursor, "execute", timed):
             summary: PatternSummary = await work
             return summary
 
