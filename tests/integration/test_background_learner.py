@@ -15,7 +15,7 @@ from agent.database.postgres import PostgresDatabase
 from agent.errors import ConfigurationError
 from agent.events import Event, listening
 from agent.learning import learner_steps
-from agent.learning.background_learner import BackgroundLearner, background_learner
+from agent.learning.background_learner import BackgroundLearner
 from agent.learning.learner_steps import (
     LEARNER_STEPS,
     LearnerStep,
@@ -268,11 +268,10 @@ async def test_replicas_do_each_step_of_each_cycle_once(
     assert [run.tries for run in steps.values()] == [cycles, cycles]
 
 
-def test_an_interval_must_be_some_time_and_nothing_is_opened_before_it_is_asked_for() -> None:
+def test_an_interval_must_be_some_time() -> None:
     for hours in (0, -1, float("nan")):
         with pytest.raises(ConfigurationError, match="interval_hours"):
             BackgroundLearner(interval_hours=hours)
-    assert "database" not in vars(background_learner)
     assert BackgroundLearner(
         2, settings=Settings(), database=PostgresDatabase("x")
     ).clock.interval == timedelta(hours=2)

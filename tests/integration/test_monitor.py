@@ -21,7 +21,7 @@ from agent.cli import app
 from agent.database.postgres import PostgresDatabase
 from agent.errors import ConfigurationError, DatabaseUnavailable
 from agent.monitoring.checks import Check, Look
-from agent.monitoring.continuous_monitor import ContinuousMonitor, continuous_monitor
+from agent.monitoring.continuous_monitor import ContinuousMonitor
 from agent.monitoring.findings import Finding
 from agent.portal import portal
 from agent.settings import current_settings
@@ -250,11 +250,6 @@ async def test_a_database_that_is_away_is_said_to_be(learning_database: Throwawa
 def test_an_interval_must_be_some_time(minutes: float) -> None:
     with pytest.raises(ConfigurationError, match="more than 0"):
         ContinuousMonitor(minutes)
-
-
-def test_the_monitor_of_the_process_is_made_without_settings() -> None:
-    assert isinstance(continuous_monitor, ContinuousMonitor)
-    assert "settings" not in vars(continuous_monitor)
 
 
 async def test_a_started_monitor_looks_once_for_two_replicas(
