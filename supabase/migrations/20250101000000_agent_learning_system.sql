@@ -1810,9 +1810,9 @@ BEGIN
 END
 $$;
 
--- ---- schemas/30_recall.sql
+-- ---- schemas/28_ranking.sql
 
--- Recall: what is known that bears on a question, within the scopes of one identity.
+-- Ranking: which memories of one scope fit a question best.
 
 -- Whether a text ends as a question: what a user asked tells less of them than what they stated.
 CREATE FUNCTION agent_private.is_question(content text)
@@ -1936,6 +1936,10 @@ BEGIN
     FROM best b;
 END
 $$;
+
+-- ---- schemas/30_recall.sql
+
+-- Recall: what is known that bears on a question, within the scopes of one identity.
 
 -- Everything known that bears on a question, in one call: {profile, session, memories}, each a list of
 -- {memory_id, version, store, kind, field, content, trust, recorded_at, …}; empty lists where nobody asks.

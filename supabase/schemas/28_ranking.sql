@@ -1,0 +1,124 @@
+-- Ranking: which memories of one scope fit a question best.
+
+-- Whether a text ends as a question: what a user asked tells less of them than what they stated.
+CREATE FUNCTION agent_private.is_question(content text)
+RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT right(rtrim(content), 1) IN ('?', '？', '؟');
+$$;
+
+-- The best memories for a question within one scope of one owner, by words (BM25 over the 400 newest memories of each word), by vectors where one
+-- is given (exact, within the scope) and, to fill up, by recency. Each score is divided by the best of its list; the
+-- sum decides, recency counting a tenth; what
+-- was asked in a conversation counts less than what was stated, and does not fill up. At most 200, best first. Returns
+-- columns and no documents: those cost as much as the ranking, and recall needs fewer fields than search. Leans on the
+-- primary keys of agent_memory_term and agent_memory_embedding and on agent_memory_by_scope; locks nothing.
+CREATE FUNCTION agent_private.rank_memories(
+    the_scope text, the_owner text, question text, question_embedding vector, embedding_model text, session_now text,
+    memory_limit integer)
+RETURNS TABLE (memory_id uuid, version integer, store text, kind text, content text, trust text, recorded_at timestamptz,
+               valid_from timestamptz, score double precision, word_score double precision, vector_score double precision,
+               place bigint)
+LANGUAGE plpgsql ROWS 40
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_sort = off  -- on tables that nobody has analyzed yet the newest would be found by sorting all
+AS $$
+DECLARE
+    tenant text := current_setting('agent.tenant_id');
+    store_to_fill_up text := CASE the_scope WHEN 'tenant' THEN 'application' ELSE 'user_memory' END;
+    words text[];
+    memories double precision;
+    mean_words double precision;
+BEGIN
+    SELECT coalesce(array_agg(l.lexeme), '{}') INTO words
+    FROM (SELECT x.lexeme FROM agent_private.lexemes(left(question, 4000)) x ORDER BY length(x.lexeme) DESC, x.lexeme LIMIT 32) AS l;
+    SELECT greatest(s.memory_count, 1), greatest(s.word_count::double precision / greatest(s.memory_count, 1), 1)
+    INTO memories, mean_words
+    FROM public.agent_scope s
+    WHERE s.tenant_id = tenant AND s.scope = the_scope AND s.owner_id = the_owner;
+    IF memories IS NULL THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    WITH hits AS (  -- double precision throughout: numeric arithmetic costs ten times as much
+        SELECT u.memory_number, f.weight * u.saturation AS points
+        FROM unnest(words) AS w (lexeme)
+        CROSS JOIN LATERAL (  -- one row per word, so that its weight is computed once and not for every memory
+            SELECT array_agg(n.memory_number) AS numbers,
+                   array_agg(n.occurrences * 2.2::double precision / (n.occurrences + 0.3::double precision
+                             + 0.9::double precision * n.word_count / mean_words)) AS saturations,
+                   count(*)::double precision AS frequency
+            FROM (SELECT t.memory_number, t.occurrences::double precision AS occurrences, t.word_count
+                  FROM public.agent_memory_term t
+                  WHERE t.tenant_id = tenant AND t.scope = the_scope AND t.owner_id = the_owner AND t.lexeme = w.lexeme
+                  ORDER BY t.memory_number DESC LIMIT 400) AS n
+        ) AS h
+        -- A word that fills its list is in more memories than were looked at: taken to be in half of them.
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN h.frequency < 400 THEN h.frequency ELSE greatest(h.frequency, memories / 2) END AS estimate
+            OFFSET 0
+        ) AS e
+        CROSS JOIN LATERAL (
+            SELECT ln(1 + (greatest(memories, e.estimate) - e.estimate + 0.5::double precision) / (e.estimate + 0.5::double precision)) AS weight
+            OFFSET 0
+        ) AS f
+        CROSS JOIN LATERAL unnest(h.numbers, h.saturations) AS u (memory_number, saturation)
+    ), by_words AS (
+        SELECT h.memory_number, sum(h.points) AS points
+        FROM hits h GROUP BY h.memory_number
+        ORDER BY points DESC, h.memory_number DESC LIMIT (SELECT greatest(60, least(memory_limit, 100)))
+    ), by_vector AS (
+        -- The cosine of a vector of zeros is no number.
+        SELECT e.memory_number, coalesce(1 - nullif(agent_private.vector_distance(e.embedding, question_embedding), 'NaN'), 0) AS points
+        FROM public.agent_memory_embedding e
+        WHERE question_embedding IS NOT NULL
+          AND e.tenant_id = tenant AND e.scope = the_scope AND e.owner_id = the_owner
+          AND e.model = embedding_model AND e.dimensions = agent_private.vector_dimensions(question_embedding)
+        ORDER BY agent_private.vector_distance(e.embedding, question_embedding) LIMIT 100
+    ), newest AS (
+        SELECT m.memory_number
+        FROM public.agent_memory m
+        WHERE m.tenant_id = tenant AND m.scope = the_scope AND m.owner_id = the_owner AND m.store = store_to_fill_up
+          AND m.superseded_at IS NULL
+          AND NOT (m.kind = 'conversation' AND agent_private.is_question(m.content))
+        -- To fill up what words leave free; a few always, for the newest may matter more than the last of many words.
+        ORDER BY m.memory_number DESC LIMIT (SELECT greatest(10, least(50, memory_limit - count(*))) FROM by_words)
+    ), candidates AS (
+        SELECT c.memory_number, c.word_points, c.vector_points, percent_rank() OVER (ORDER BY c.memory_number) AS newness
+        FROM (SELECT f.memory_number, max(f.word_points) AS word_points, max(f.vector_points) AS vector_points
+              FROM (SELECT w.memory_number, coalesce(w.points / nullif((SELECT max(x.points) FROM by_words x), 0), 0) AS word_points,
+                           0::double precision AS vector_points
+                    FROM by_words w
+                    UNION ALL
+                    SELECT v.memory_number, 0, coalesce(greatest(v.points, 0) / nullif((SELECT max(x.points) FROM by_vector x), 0), 0)
+                    FROM by_vector v
+                    UNION ALL
+                    SELECT n.memory_number, 0, 0 FROM newest n) AS f
+              GROUP BY f.memory_number) AS c
+    ), best AS (
+        SELECT m.memory_id, m.version, m.store, m.kind, m.content, m.trust, m.recorded_at, m.valid_from,
+               c.word_points, c.vector_points, c.word_points + c.vector_points + 0.1::double precision * c.newness
+                   - CASE WHEN m.kind = 'conversation' AND agent_private.is_question(m.content)
+                          THEN 0.3::double precision ELSE 0 END AS points,
+               c.memory_number
+        FROM candidates c
+        CROSS JOIN LATERAL (
+            SELECT * FROM public.agent_memory x
+            WHERE x.memory_number = c.memory_number
+              AND x.tenant_id = tenant AND x.scope = the_scope AND x.owner_id = the_owner
+              AND x.superseded_at IS NULL AND x.trust <> 'external'
+              AND (x.valid_to IS NULL OR x.valid_to > now())
+              AND (x.session_id IS NULL OR x.session_id <> coalesce(session_now, ''))
+            LIMIT 1  -- a look-up per candidate, whatever the planner believes of tables that nobody has analyzed yet
+        ) AS m
+        ORDER BY points DESC, c.memory_number DESC
+        LIMIT least(memory_limit, 200)
+    )
+    SELECT b.memory_id, b.version, b.store, b.kind, b.content, b.trust, b.recorded_at, b.valid_from,
+           b.points, b.word_points, b.vector_points, row_number() OVER (ORDER BY b.points DESC, b.memory_number DESC)
+    FROM best b;
+END
+$$;
