@@ -14,7 +14,7 @@ $$;
 -- sum decides, recency counting a tenth; what
 -- was asked in a conversation counts less than what was stated, and does not fill up. At most 200, best first. Returns
 -- columns and no documents: those cost as much as the ranking, and recall needs fewer fields than search. Leans on the
--- primary keys of agent_memory_term and agent_memory_embedding and on agent_memory_by_scope; locks nothing.
+-- primary key of agent_memory_term, on nearest() and on agent_memory_by_scope; locks nothing.
 CREATE FUNCTION agent_private.rank_memories(
     the_scope text, the_owner text, question text, question_embedding vector, embedding_model text, session_now text,
     memory_limit integer)
@@ -71,13 +71,8 @@ BEGIN
         FROM hits h GROUP BY h.memory_number
         ORDER BY points DESC, h.memory_number DESC LIMIT (SELECT greatest(60, least(memory_limit, 100)))
     ), by_vector AS (
-        -- The cosine of a vector of zeros is no number.
-        SELECT e.memory_number, coalesce(1 - nullif(agent_private.vector_distance(e.embedding, question_embedding), 'NaN'), 0) AS points
-        FROM public.agent_memory_embedding e
-        WHERE question_embedding IS NOT NULL
-          AND e.tenant_id = tenant AND e.scope = the_scope AND e.owner_id = the_owner
-          AND e.model = embedding_model AND e.dimensions = agent_private.vector_dimensions(question_embedding)
-        ORDER BY agent_private.vector_distance(e.embedding, question_embedding) LIMIT 100
+        SELECT n.memory_number, n.similarity AS points
+        FROM agent_private.nearest(the_scope, the_owner, question_embedding, embedding_model, 100) AS n
     ), newest AS (
         SELECT m.memory_number
         FROM public.agent_memory m
