@@ -887,6 +887,9 @@ CREATE TABLE public.agent_memory (
     field text,
     content text NOT NULL CHECK (length(content) BETWEEN 1 AND 20000),
     content_hash bytea NOT NULL,
+    tags text[] NOT NULL DEFAULT '{}',
+    turn integer,
+    speaker text,
     value jsonb,
     trust text NOT NULL CHECK (trust IN ('user', 'tool', 'model', 'external')),
     valid_from timestamptz NOT NULL DEFAULT now(),
@@ -897,6 +900,9 @@ CREATE TABLE public.agent_memory (
     source text NOT NULL DEFAULT 'extraction',
     run_id text,
     PRIMARY KEY (tenant_id, memory_id, version),
+    CONSTRAINT agent_memory_tags CHECK (cardinality(tags) <= 32 AND array_position(tags, NULL) IS NULL),
+    CONSTRAINT agent_memory_turn CHECK (turn IS NULL OR (turn BETWEEN 1 AND 1048575 AND store = 'conversation' AND session_id IS NOT NULL AND field IS NULL)),
+    CONSTRAINT agent_memory_speaker CHECK (length(speaker) BETWEEN 1 AND 200),
     CONSTRAINT agent_memory_owner CHECK ((scope = 'tenant') = (owner_id = '')),
     CONSTRAINT agent_memory_valid_period CHECK (valid_to IS NULL OR valid_to >= valid_from),
     CONSTRAINT agent_memory_superseded_after_recorded CHECK (superseded_at IS NULL OR superseded_at >= recorded_at),
@@ -908,10 +914,13 @@ COMMENT ON COLUMN public.agent_memory.memory_number IS 'Order of recording, uniq
 COMMENT ON COLUMN public.agent_memory.owner_id IS 'User id for scope user, agent id for scope agent, empty for scope tenant.';
 COMMENT ON COLUMN public.agent_memory.field IS 'Profile or session field; NULL for memories that are no fields.';
 COMMENT ON COLUMN public.agent_memory.content IS 'The text that is searched and rendered.';
+COMMENT ON COLUMN public.agent_memory.tags IS 'At most 32 words of the user''s own to filter by, of at most 100 characters.';
+COMMENT ON COLUMN public.agent_memory.turn IS 'Place of a message in its session, from 1; NULL for what is no turn of a conversation.';
+COMMENT ON COLUMN public.agent_memory.speaker IS 'Name of who said it; NULL where it was not said by somebody named.';
 COMMENT ON COLUMN public.agent_memory.value IS 'The typed value of a field.';
 COMMENT ON COLUMN public.agent_memory.valid_from IS 'Since when it is true in the world; recorded_at is since when we believe it.';
 
--- One current version of a memory, one current answer per field, one current memory per text.
+-- One current version of a memory, one current answer per field, one current memory per text and per turn.
 CREATE UNIQUE INDEX agent_memory_one_current ON public.agent_memory (tenant_id, memory_id)
     WHERE superseded_at IS NULL;
 CREATE UNIQUE INDEX agent_memory_one_answer_per_field
@@ -920,6 +929,8 @@ CREATE UNIQUE INDEX agent_memory_one_answer_per_field
 CREATE UNIQUE INDEX agent_memory_no_duplicate_text
     ON public.agent_memory (tenant_id, scope, owner_id, store, content_hash)
     WHERE superseded_at IS NULL AND field IS NULL;
+CREATE UNIQUE INDEX agent_memory_one_per_turn ON public.agent_memory (tenant_id, scope, owner_id, session_id, turn)
+    WHERE superseded_at IS NULL AND turn IS NOT NULL;
 -- Newest first within a scope.
 CREATE INDEX agent_memory_by_scope ON public.agent_memory (tenant_id, scope, owner_id, store, memory_number DESC)
     WHERE superseded_at IS NULL;
@@ -950,9 +961,11 @@ CREATE TABLE public.agent_memory_term (
     memory_number bigint NOT NULL REFERENCES public.agent_memory (memory_number) ON DELETE CASCADE,
     occurrences smallint NOT NULL,
     word_count integer NOT NULL,
-    PRIMARY KEY (tenant_id, scope, owner_id, lexeme, memory_number) INCLUDE (occurrences, word_count)
+    place bigint,
+    PRIMARY KEY (tenant_id, scope, owner_id, lexeme, memory_number) INCLUDE (occurrences, word_count, place)
 );
 COMMENT ON TABLE public.agent_memory_term IS 'Words of the current memories that are searched. A table and not a GIN index, because row level security keeps the planner from using an index on an operator that is not leakproof, as @@ is not.';
+COMMENT ON COLUMN public.agent_memory_term.place IS 'Where a turn stands: see agent_private.place_of; NULL for what is no turn.';
 CREATE INDEX agent_memory_term_by_memory ON public.agent_memory_term (memory_number);
 
 CREATE TABLE public.agent_memory_embedding (
@@ -1028,14 +1041,63 @@ AS $$
     SELECT btrim(regexp_replace(lower(normalize(content, NFKC)), '\s+', ' ', 'g'));
 $$;
 
--- Equal texts have equal hashes; final stops do not count either, unless there is nothing else.
-CREATE FUNCTION agent_private.content_hash(content text)
+-- Equal texts have equal hashes; final stops do not count either, unless there is nothing else. Equal messages of a
+-- conversation stay apart: there the session and the turn count too.
+CREATE FUNCTION agent_private.content_hash(content text, session_id text DEFAULT NULL, turn integer DEFAULT NULL)
 RETURNS bytea
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT sha256(convert_to(coalesce(nullif(rtrim(p.plain, ' .!'), ''), p.plain), 'UTF8'))
+    SELECT sha256(convert_to(coalesce(nullif(rtrim(p.plain, ' .!'), ''), p.plain)
+                             || CASE WHEN turn IS NULL THEN '' ELSE format(E'\n%s\n%s', turn, session_id) END, 'UTF8'))
     FROM (SELECT agent_private.plain_text(content)) AS p (plain);
+$$;
+
+-- Where a turn stands among all turns: neighbours of one conversation differ by 1, and a session is place >> 20. NULL
+-- for what is no turn. 42 bits of the session's hash and 20 of the turn.
+CREATE FUNCTION agent_private.place_of(session_id text, turn integer)
+RETURNS bigint
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN turn IS NOT NULL THEN
+        (('x' || left(encode(sha256(convert_to(session_id, 'UTF8')), 'hex'), 16))::bit(64) >> 22)::bigint << 20 | turn END;
+$$;
+
+-- The stores whose memories are searched by their words.
+CREATE FUNCTION agent_private.is_searched(store text)
+RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT store IN ('user_memory', 'application', 'conversation');
+$$;
+
+-- The text of a memory as it is searched: a turn is found by its speaker's name too.
+CREATE FUNCTION agent_private.searched_text(memory public.agent_memory)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(memory.speaker || ': ', '') || memory.content;
+$$;
+
+-- The tags of a learning, sorted, each once; PT422 where they are none.
+CREATE FUNCTION agent_private.tags_of(learning jsonb)
+RETURNS text[]
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    told jsonb := coalesce(nullif(learning -> 'tags', 'null'), '[]');
+BEGIN
+    IF jsonb_typeof(told) <> 'array' OR jsonb_array_length(told) > 32 OR EXISTS (
+        SELECT FROM jsonb_array_elements(told) AS t
+        WHERE jsonb_typeof(t) <> 'string' OR length(t #>> '{}') NOT BETWEEN 1 AND 100) THEN
+        PERFORM agent_private.refuse('PT422', 'tags are a list of at most 32 texts of 1 to 100 characters');
+    END IF;
+    RETURN ARRAY(SELECT DISTINCT t FROM jsonb_array_elements_text(told) AS t ORDER BY t);
+END
 $$;
 
 -- An id of somebody else's making, short enough for an index: the end of a long one is its hash.
@@ -1087,8 +1149,8 @@ BEGIN
     WHERE m.memory_number = target.memory_number AND m.tenant_id = target.tenant_id;
     DELETE FROM public.agent_memory_term t WHERE t.memory_number = target.memory_number;
     DELETE FROM public.agent_memory_embedding e WHERE e.memory_number = target.memory_number;
-    IF target.store IN ('user_memory', 'application') THEN
-        SELECT coalesce(sum(l.occurrences), 0) INTO words FROM agent_private.lexemes(target.content) l;
+    IF agent_private.is_searched(target.store) THEN
+        SELECT coalesce(sum(l.occurrences), 0) INTO words FROM agent_private.lexemes(agent_private.searched_text(target)) l;
         UPDATE public.agent_scope s
         SET memory_count = s.memory_count - 1, word_count = s.word_count - words
         WHERE (s.tenant_id, s.scope, s.owner_id) = (target.tenant_id, target.scope, target.owner_id);
@@ -1103,13 +1165,14 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    text_searched text := agent_private.searched_text(target);
     words integer;
 BEGIN
-    SELECT coalesce(sum(l.occurrences), 0) INTO words FROM agent_private.lexemes(target.content) l;
+    SELECT coalesce(sum(l.occurrences), 0) INTO words FROM agent_private.lexemes(text_searched) l;
     INSERT INTO public.agent_memory_term
     SELECT target.tenant_id, target.scope, target.owner_id, l.lexeme, target.memory_number,
-           least(l.occurrences, 32767), words
-    FROM agent_private.lexemes(target.content) l;
+           least(l.occurrences, 32767), words, agent_private.place_of(target.session_id, target.turn)
+    FROM agent_private.lexemes(text_searched) l;
     UPDATE public.agent_scope s
     SET memory_count = s.memory_count + 1, word_count = s.word_count + words
     WHERE (s.tenant_id, s.scope, s.owner_id) = (target.tenant_id, target.scope, target.owner_id);
@@ -1163,8 +1226,9 @@ $$;
 
 -- Write one memory as a new row: a new memory, a new version, or nothing where the text is known already.
 -- Returns the receipt {status: created|updated|unchanged, memory_id, version, store, field, content}.
--- learning: store, content, and optionally memory_id, expected_version, kind, scope, session_id, field, value,
--- trust, evidence, valid_from, source, run_id.
+-- learning: store, content, and optionally memory_id, expected_version, kind, scope, session_id, field, value, tags,
+-- turn (place in the session, which it needs then; the same turn with another text is a new version), speaker, trust,
+-- evidence, valid_from, source, run_id.
 CREATE FUNCTION agent_private.write_memory(learning jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql
@@ -1174,13 +1238,22 @@ DECLARE
     the_scope text := coalesce(learning ->> 'scope', 'user');
     owner text := agent_private.touch_scope(the_scope);
     tenant text := current_setting('agent.tenant_id');
-    hash bytea := agent_private.content_hash(learning ->> 'content');
+    the_turn integer := (learning ->> 'turn')::integer;
+    tags text[] := agent_private.tags_of(learning);
+    the_session text := learning ->> 'session_id';
+    the_speaker text := nullif(btrim(left(learning ->> 'speaker', 200)), '');
+    hash bytea;
     current_row public.agent_memory;
     written public.agent_memory;
     outcome text := 'created';
 BEGIN
     IF coalesce(agent_private.plain_text(learning ->> 'content'), '') = '' OR coalesce(learning ->> 'store', '') = '' THEN
         PERFORM agent_private.refuse('PT422', 'a memory needs a store and a content');
+    END IF;
+    IF the_turn IS NOT NULL AND (the_turn NOT BETWEEN 1 AND 1048575 OR learning ->> 'store' <> 'conversation'
+                                 OR the_session IS NULL OR octet_length(the_session) > 1000 OR learning ->> 'field' IS NOT NULL) THEN
+        PERFORM agent_private.refuse('PT422', 'a turn is a number from 1 to 1048575, in store conversation, with a session_id of at most '
+                                              '1000 bytes and without a field');
     END IF;
     IF learning ->> 'memory_id' IS NOT NULL THEN
         SELECT * INTO current_row FROM public.agent_memory m
@@ -1194,6 +1267,18 @@ BEGIN
         WHERE m.tenant_id = tenant AND m.scope = the_scope AND m.owner_id = owner AND m.store = learning ->> 'store'
           AND coalesce(m.session_id, '') = coalesce(learning ->> 'session_id', '')
           AND m.field = learning ->> 'field' AND m.superseded_at IS NULL;
+    ELSIF the_turn IS NOT NULL THEN
+        SELECT * INTO current_row FROM public.agent_memory m
+        WHERE m.tenant_id = tenant AND m.scope = the_scope AND m.owner_id = owner
+          AND m.session_id = the_session AND m.turn = the_turn AND m.superseded_at IS NULL;
+    END IF;
+    IF current_row.turn IS NOT NULL THEN  -- a turn stays where it was said
+        the_turn := current_row.turn;
+        the_session := current_row.session_id;
+    END IF;
+    hash := agent_private.content_hash(learning ->> 'content', the_session, the_turn);
+    IF learning -> 'tags' IS NULL THEN
+        tags := coalesce(current_row.tags, '{}');
     END IF;
     IF learning ->> 'expected_version' IS NOT NULL
        AND (learning ->> 'expected_version')::integer IS DISTINCT FROM current_row.version THEN
@@ -1202,7 +1287,8 @@ BEGIN
     END IF;
     IF current_row.memory_id IS NOT NULL AND current_row.content_hash = hash
        AND current_row.value IS NOT DISTINCT FROM nullif(learning -> 'value', 'null')
-       AND current_row.kind = coalesce(learning ->> 'kind', current_row.kind) THEN
+       AND current_row.kind = coalesce(learning ->> 'kind', current_row.kind) AND current_row.tags = tags
+       AND current_row.speaker IS NOT DISTINCT FROM coalesce(the_speaker, current_row.speaker) THEN
         outcome := 'unchanged';
         written := current_row;
     ELSIF coalesce(current_row.field, learning ->> 'field') IS NULL THEN
@@ -1224,7 +1310,7 @@ BEGIN
         END IF;
         INSERT INTO public.agent_memory (
             tenant_id, memory_id, version, store, kind, scope, owner_id, session_id, field, content, content_hash,
-            value, trust, valid_from, source, run_id)
+            tags, turn, speaker, value, trust, valid_from, source, run_id)
         VALUES (
             tenant,
             coalesce(current_row.memory_id, gen_random_uuid()),
@@ -1233,17 +1319,20 @@ BEGIN
             coalesce(learning ->> 'kind', current_row.kind, ''),
             the_scope,
             owner,
-            coalesce(learning ->> 'session_id', current_row.session_id),
+            coalesce(the_session, current_row.session_id),
             coalesce(learning ->> 'field', current_row.field),
             left(learning ->> 'content', 20000),
             hash,
+            tags,
+            the_turn,
+            coalesce(the_speaker, current_row.speaker),
             nullif(learning -> 'value', 'null'),
             coalesce(learning ->> 'trust', 'user'),
             coalesce((learning ->> 'valid_from')::timestamptz, now()),
             coalesce(learning ->> 'source', 'extraction'),
             learning ->> 'run_id')
         RETURNING * INTO written;
-        IF written.store IN ('user_memory', 'application') THEN
+        IF agent_private.is_searched(written.store) THEN
             PERFORM agent_private.index_memory(written);
         END IF;
     END IF;

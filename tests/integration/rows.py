@@ -108,9 +108,10 @@ def recounted_scopes(url: str) -> dict[tuple[str, str], tuple[int, int]]:
         url,
         """
         SELECT m.tenant_id, m.owner_id, count(*),
-               coalesce(sum((SELECT coalesce(sum(l.occurrences), 0) FROM agent_private.lexemes(m.content) AS l)), 0)
+               coalesce(sum((SELECT coalesce(sum(l.occurrences), 0)
+                             FROM agent_private.lexemes(agent_private.searched_text(m)) AS l)), 0)
         FROM agent_memory m
-        WHERE m.scope = 'user' AND m.store = 'user_memory' AND m.superseded_at IS NULL
+        WHERE m.scope = 'user' AND agent_private.is_searched(m.store) AND m.superseded_at IS NULL
         GROUP BY m.tenant_id, m.owner_id
         """,
     )
