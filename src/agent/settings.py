@@ -75,6 +75,10 @@ class Settings(BaseModel):
     quiet_period: timedelta = timedelta(seconds=20)
     """How long a session must be quiet before it is learned, in seconds (`LEARNING_QUIET_PERIOD`); 0 learns at once.
     A session that never rests is learned after fifteen quiet periods."""
+    tool_warnings: bool = False
+    """Whether an agent whose tool call failed is told, with the error, what such calls had in common before
+    (`LEARNING_TOOL_WARNINGS`): one more database call for each call that fails. People see warnings on the cards of
+    calls that wait for them in any case."""
     durable_runs: bool = False
     """Whether an answer waits until its run is on the database's disk (`LEARNING_DURABLE_RUNS`). If not, a run is
     handed over when the answer is given, and two things may lose it, whole and with its order to learn: a kill of this
@@ -355,7 +359,7 @@ _FIELD_OF_VARIABLE = {
     f"LEARNING_{name.upper()}": name
     for name in (
         "model", "embeddings", "data_dir", "tenant", "default_user", "token_budget", "quiet_period",
-        "durable_runs", "worker",
+        "tool_warnings", "durable_runs", "worker",
         "recall_timeout", "model_timeout", "embedding_timeout", "stalled_after", "exit_timeout",
         "policy_file", "sql_logins_file", "public_url", "smtp_url", "mail_from",
         "discovery_exclude", "discovery_timeout", "learner", "learner_interval", "monitor", "monitor_interval",

@@ -16,7 +16,7 @@ from itertools import accumulate
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from agent.approval.records import Approval
+from agent.approval.records import WARNING, Approval
 from agent.approval.risk import Risk
 
 TEXT_LIMIT: Final = 2_400
@@ -324,16 +324,15 @@ def _call(arguments: Any) -> Iterable[Shown]:
 def _effects(approval: Approval) -> Iterable[Shown]:
     effects = approval.effects
     if isinstance(effects, Mapping):
+        if warning := effects.get(WARNING):
+            yield Shown(label="Warning", text=visible(warning))
+        effects = {name: value for name, value in effects.items() if name != WARNING}
         delta = effects.get("rows", effects)
         if isinstance(delta, Mapping) and delta and all(_is_delta(one) for one in delta.values()):
             yield Shown(
                 label="Rows, by a trial run", text="; ".join(_delta(name, one) for name, one in delta.items())
             )
-            effects = (
-                {name: value for name, value in effects.items() if name != "rows"}
-                if "rows" in effects
-                else {}
-            )
+            effects = {n: v for n, v in effects.items() if n != "rows"} if "rows" in effects else {}
         for name, value in effects.items():
             text = visible(value) if isinstance(value, str) else visible(_json(value))
             yield Shown(label=visible(name).replace("_", " ").capitalize(), text=text, is_code="\n" in text)

@@ -15,6 +15,8 @@ State = Literal[
 ]
 Outcome = Literal["recorded", "repeated", "refused"]
 
+WARNING: Final = "warning"
+"""Key of a request's effects: the known errors that the call is likely to run into, in words."""
 _YES: Final = frozenset({"approved", "executing", "executed", "failed", "unknown"})
 _TIMES: Final = (
     "requested_at",
@@ -50,7 +52,7 @@ class ApprovalRequest:
     reason: str = ""
     """What the model says it is for: a claim."""
     effects: Mapping[str, Any] | None = None
-    """What it would do, as a trial run found, such as rows by table."""
+    """What it would do, as a trial run found, such as rows by table; and under `WARNING` what it may run into."""
     bounds: Mapping[str, Any] | None = None
     """Limits that the execution is held to."""
     required_votes: int | None = None

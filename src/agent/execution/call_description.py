@@ -7,7 +7,7 @@ from typing import Any
 
 from agent.approval.binding import canonical_json
 from agent.approval.card import visible
-from agent.approval.records import Approval
+from agent.approval.records import WARNING, Approval
 
 
 def describe(approval: Approval) -> str:
@@ -28,6 +28,8 @@ def describe(approval: Approval) -> str:
         if isinstance(changed, Mapping):
             counts = ", ".join(f"{count} {_on_one_line(what)}" for what, count in changed.items() if count)
             lines.append(f"{_on_one_line(table)}: {counts or 'nothing'}")
+    if warning := (approval.effects or {}).get(WARNING):
+        lines.append(_labelled("warning", str(warning)))
     votes = len([vote for vote in approval.votes if vote.get("verdict") == "approve"])
     if approval.required_votes > 1:
         lines.append(f"approved by {votes} of {approval.required_votes}")

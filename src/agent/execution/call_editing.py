@@ -46,6 +46,7 @@ async def reassess(
         approvers=approvers_of(executor.policy, identity, risk),
         required_votes=executor.policy.approval.votes(risk),
     )
+    found = await executor.permits.warned(found, identity)
     request = request_for(
         executor.policy,
         found,

@@ -11,7 +11,7 @@ from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.types import interrupt
 
@@ -29,6 +29,8 @@ from agent.execution.safe_executor import SafeExecutor
 from agent.execution.taint import around_tainted, read_untrusted
 from agent.execution.turn_pause import TurnPause
 from agent.execution.turn_rows import TurnRows
+from agent.identity import Identity
+from agent.learning.tool_experience_notices import has_failed, with_what_is_known
 
 __all__ = ["CallGate", "around_tainted", "read_untrusted"]
 
@@ -78,13 +80,22 @@ class CallGate:
         *,
         user_id: str | None,
         paused_before: bool,
+        earlier: Sequence[BaseMessage] = (),
     ) -> Generator[Any, Any, Turn]:
         """Assess the calls of a message, ask where it is needed, and pause until all is decided.
 
         Yields coroutines whose results it wants sent back: they are done in the portal. The interrupt is raised here,
         in the node's own context.
+
+        Args:
+            message: the model's.
+            caller: whose turn it is.
+            config: of the node.
+            user_id: who resumed the run, where a server knows.
+            paused_before: whether an answer may have been meant for an earlier pause of the run.
+            earlier: the messages up to this one, for the warning that people are shown.
         """
-        turn: Turn = yield self._open(message, caller, held=is_watched(config))
+        turn: Turn = yield self._open(message, caller, held=is_watched(config), earlier=earlier)
         number = 0
         while turn.waits:
             eligible: set[str] = yield self._pause.show(turn, number)
@@ -103,7 +114,9 @@ class CallGate:
             number += 1
         return turn
 
-    async def _open(self, message: AIMessage, caller: Caller, *, held: bool) -> Turn:
+    async def _open(
+        self, message: AIMessage, caller: Caller, *, held: bool, earlier: Sequence[BaseMessage]
+    ) -> Turn:
         message_id = message.id
         if caller.thread_id is None:  # never resumed; and ids of messages may be the same for several users
             message_id = str(uuid.uuid4())
@@ -134,7 +147,13 @@ class CallGate:
             else:
                 calls.append(
                     await self._asked(
-                        gated, caller, key=key, batch_id=batch_id, held=held, reason=message.text.strip()
+                        gated,
+                        caller,
+                        key=key,
+                        batch_id=batch_id,
+                        held=held,
+                        reason=message.text.strip(),
+                        earlier=earlier,
                     )
                 )
         return Turn(
@@ -155,6 +174,22 @@ class CallGate:
                 )
                 for place, call in enumerate(message.tool_calls)
             ],
+        )
+
+    def may_be_told(self, result: Any) -> bool:
+        """Whether an agent is to be told what is known of the error in this result."""
+        return self.executor.settings.tool_warnings and has_failed(result)
+
+    async def told(
+        self, failed: ToolMessage, identity: Identity, earlier: Sequence[BaseMessage]
+    ) -> ToolMessage:
+        """The message of a failed call with what such calls have in common, as far as that is known."""
+        return await with_what_is_known(
+            self.executor.database,
+            identity,
+            failed,
+            earlier=earlier,
+            wait=self.executor.settings.recall_timeout,
         )
 
     async def is_anothers(self, message: AIMessage, caller: Caller) -> bool:
@@ -184,7 +219,15 @@ class CallGate:
         return replace(call, approval=newest(row, known))
 
     async def _asked(
-        self, call: GatedCall, caller: Caller, *, key: str, batch_id: str, held: bool, reason: str
+        self,
+        call: GatedCall,
+        caller: Caller,
+        *,
+        key: str,
+        batch_id: str,
+        held: bool,
+        reason: str,
+        earlier: Sequence[BaseMessage],
     ) -> GatedCall:
         """A call that comes for the first time."""
         try:
@@ -201,6 +244,7 @@ class CallGate:
                 batch_id=batch_id,
                 held=held,
                 reason=reason[:_REASON_CHARACTERS_MAX],
+                earlier=earlier,
             )
         except (InvalidRequest, Refused, ConflictError) as error:
             status = "denied" if isinstance(error, Refused) else "refused"

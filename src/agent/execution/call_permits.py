@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from agent.approval.records import Approval
+from langchain_core.messages import BaseMessage
+
+from agent.approval.records import WARNING, Approval
 from agent.approval.risk import Risk
 from agent.errors import Refused
 from agent.execution.call_judging import request_for
 from agent.execution.execution_records import Assessment, Permit
 from agent.identity import Identity
+from agent.learning.tool_experience_notices import likely_failures
 
 if TYPE_CHECKING:
     from agent.approval.human_approval import HumanApprovalQueue
@@ -29,12 +33,16 @@ class CallPermits:
         database: where calls are counted.
         queue: the approvals.
         policy: how long they may wait.
+        look_up: longest time for finding out whether a call that people are asked about is likely to fail.
     """
 
-    def __init__(self, database: Database, queue: HumanApprovalQueue, policy: PolicyFile) -> None:
+    def __init__(
+        self, database: Database, queue: HumanApprovalQueue, policy: PolicyFile, *, look_up: timedelta
+    ) -> None:
         self._database = database
         self._queue = queue
         self._policy = policy
+        self._look_up = look_up
 
     async def propose(
         self,
@@ -46,14 +54,20 @@ class CallPermits:
         held: bool = False,
         reason: str = "",
         expires_in_seconds: float | None = None,
+        earlier: Sequence[BaseMessage] = (),
     ) -> Approval:
         """Ask for an approval of this call, or enter the yes of a rule; the same key gives the same approval.
+
+        Args:
+            earlier: the messages of the thread so far, for the warning that people are shown.
 
         Raises:
             Refused: the kill switch is on or the budget is used up.
             ConflictError: another call was asked for under this key.
         """
         await self.count(found, identity)
+        if found.decision == "ask":
+            found = await self.warned(found, identity, earlier=earlier)
         request = request_for(self._policy, found, request_key=request_key, batch_id=batch_id, reason=reason)
         if expires_in_seconds is not None:
             seconds = max(
@@ -61,6 +75,15 @@ class CallPermits:
             )
             request = replace(request, expires_in_seconds=seconds, escalate_in_seconds=seconds / 3)
         return await self._queue.submit(replace(request, held=held), identity)
+
+    async def warned(
+        self, found: Assessment, identity: Identity, *, earlier: Sequence[BaseMessage] = ()
+    ) -> Assessment:
+        """The assessment with the known errors, among its effects, that the call is likely to run into."""
+        told = await likely_failures(
+            self._database, identity, found.tool, found.arguments, earlier=earlier, wait=self._look_up
+        )
+        return replace(found, effects={**found.effects, WARNING: told}) if told else found
 
     async def admit(
         self, found: Assessment, identity: Identity, approval: Approval | None = None, *, reason: str = ""

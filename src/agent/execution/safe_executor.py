@@ -145,7 +145,7 @@ class SafeExecutor:
     @cached_property
     def permits(self) -> CallPermits:
         """Gives the right to run a call."""
-        return CallPermits(self.database, self.queue, self.policy)
+        return CallPermits(self.database, self.queue, self.policy, look_up=self.settings.recall_timeout)
 
     @cached_property
     def refusals(self) -> CallRefusals:

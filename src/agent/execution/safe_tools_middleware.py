@@ -6,7 +6,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, NotRequired, cast
 
 from langchain.agents.middleware import (
     AgentMiddleware,
@@ -28,6 +28,7 @@ from agent.errors import IdentityError, LearningError
 from agent.events import emit
 from agent.execution.call_gate import CallGate
 from agent.execution.call_running import (
+    Result,
     Steps,
     adriven,
     arun_call,
@@ -254,6 +255,7 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
             config,
             user_id=user_of(runtime),
             paused_before=bool(kept.get("pauses")),
+            earlier=state["messages"],
         )
         pauses = int(kept.get("pauses", 0)) + (1 if turn.asked else 0)
         changed = kept | {
@@ -268,22 +270,34 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
     def wrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolMessage | Command[Any]]
     ) -> ToolMessage | Command[Any]:
-        admitted = portal().run_sync(self._admitted(request))
-        if not isinstance(admitted, Permit):
-            return admitted
-        tainted = self._is_tainted(request)
-        return run_call(self.gate, admitted, as_approved(request, admitted), handler, tainted=tainted)
+        result: Any = portal().run_sync(self._admitted(request))
+        if isinstance(result, Permit):
+            approved, tainted = as_approved(request, result), self._is_tainted(request)
+            result = run_call(self.gate, result, approved, handler, tainted=tainted)
+        if self.gate.may_be_told(result):
+            result = portal().run_sync(self._told(request, result))
+        return cast(Result, result)
 
     async def awrap_tool_call(
         self,
         request: ToolCallRequest,
         handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]],
     ) -> ToolMessage | Command[Any]:
-        admitted = await portal().run(self._admitted(request))
-        if not isinstance(admitted, Permit):
-            return admitted
-        tainted = self._is_tainted(request)
-        return await arun_call(self.gate, admitted, as_approved(request, admitted), handler, tainted=tainted)
+        result: Any = await portal().run(self._admitted(request))
+        if isinstance(result, Permit):
+            approved, tainted = as_approved(request, result), self._is_tainted(request)
+            result = await arun_call(self.gate, result, approved, handler, tainted=tainted)
+        if self.gate.may_be_told(result):
+            result = await portal().run(self._told(request, result))
+        return cast(Result, result)
+
+    async def _told(self, request: ToolCallRequest, failed: ToolMessage) -> ToolMessage:
+        """The message of a failed call with what is known of its error."""
+        kept = self._kept(request.state, request.runtime.config)
+        caller = self._caller(kept) if kept is not None else None
+        if caller is None:
+            return failed
+        return await self.gate.told(failed, caller.identity, request.state["messages"])
 
     def _is_tainted(self, request: ToolCallRequest) -> bool:
         """Whether the run has read untrusted text, also since its last decision."""

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
 from langchain_core.messages import BaseMessage, HumanMessage, ToolMessage
@@ -23,6 +23,7 @@ from agent.errors import ConfigurationError, IdentityError, InvalidRequest, Lear
 from agent.events import emit
 from agent.execution.call_gate import CallGate
 from agent.execution.call_running import (
+    Result,
     Steps,
     adriven,
     arun_call,
@@ -177,9 +178,7 @@ class _SafeTools:
             _decided.reset(token)
 
     def _decide(self, state: Any, config: RunnableConfig) -> Steps[_Decided]:
-        messages = (
-            state[self.messages_key] if isinstance(state, Mapping) else getattr(state, self.messages_key)
-        )
+        messages = self._messages(state)
         message = last_calls(messages)
         if message is None:
             raise InvalidRequest("the last message calls no tools; send only such messages to this node")
@@ -218,10 +217,18 @@ class _SafeTools:
         else:
             self._remember(thread_id, record)
             turn = yield from self.gate.turn(
-                message, caller, config, user_id=user_of(runtime), paused_before=_answered_before(messages)
+                message,
+                caller,
+                config,
+                user_id=user_of(runtime),
+                paused_before=_answered_before(messages),
+                earlier=messages,
             )
             record = _Record(turn=turn_id, identity=turn.caller.identity, tainted=tainted)
         return _Decided(caller=turn.caller, calls=self.gate.decided.frozen(turn), record=record)
+
+    def _messages(self, state: Any) -> Any:
+        return state[self.messages_key] if isinstance(state, Mapping) else getattr(state, self.messages_key)
 
     # Whom a turn is for
 
@@ -307,22 +314,31 @@ class _SafeTools:
     def _wrap(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolMessage | Command[Any]]
     ) -> ToolMessage | Command[Any]:
-        admitted = portal().run_sync(self._admitted(request, _decided.get()))
-        if not isinstance(admitted, Permit):
-            return admitted
-        approved = as_approved(request, admitted)
-        return run_call(self.gate, admitted, approved, handler, tainted=_is_tainted(_decided.get()))
+        decided = _decided.get()
+        result: Any = portal().run_sync(self._admitted(request, decided))
+        if isinstance(result, Permit):
+            approved = as_approved(request, result)
+            result = run_call(self.gate, result, approved, handler, tainted=_is_tainted(decided))
+        if decided is not None and self.gate.may_be_told(result):
+            result = portal().run_sync(self._told(request, decided, result))
+        return cast(Result, result)
 
     async def _awrap(
         self,
         request: ToolCallRequest,
         handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]],
     ) -> ToolMessage | Command[Any]:
-        admitted = await portal().run(self._admitted(request, _decided.get()))
-        if not isinstance(admitted, Permit):
-            return admitted
-        approved = as_approved(request, admitted)
-        return await arun_call(self.gate, admitted, approved, handler, tainted=_is_tainted(_decided.get()))
+        decided = _decided.get()
+        result: Any = await portal().run(self._admitted(request, decided))
+        if isinstance(result, Permit):
+            approved = as_approved(request, result)
+            result = await arun_call(self.gate, result, approved, handler, tainted=_is_tainted(decided))
+        if decided is not None and self.gate.may_be_told(result):
+            result = await portal().run(self._told(request, decided, result))
+        return cast(Result, result)
+
+    async def _told(self, request: ToolCallRequest, decided: _Decided, failed: ToolMessage) -> ToolMessage:
+        return await self.gate.told(failed, decided.caller.identity, self._messages(request.state))
 
     async def _admitted(self, request: ToolCallRequest, decided: _Decided | None) -> Permit | ToolMessage:
         call = request.tool_call

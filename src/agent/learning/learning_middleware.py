@@ -24,6 +24,7 @@ from agent.learning.machine import LearningMachine
 from agent.learning.run_opening import open_run, with_knowledge
 from agent.learning.run_record import OpenRun, RunInput, RunStatus, messages_of_run, run_as_json
 from agent.learning.run_watch import Trace, close_trace, inside, open_trace, start_watching
+from agent.learning.tool_experience_notices import has_failed, with_what_is_known
 from agent.portal import portal
 
 
@@ -146,6 +147,8 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
         trace = self._trace(run, request.state)
         with inside(run):
             result = handler(request)
+        if self.machine.settings.tool_warnings and isinstance(result, ToolMessage) and has_failed(result):
+            result = portal().run_sync(self._with_what_is_known(run, request, result))
         _saw(trace, result)
         return result
 
@@ -160,8 +163,21 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
         trace = self._trace(run, request.state)
         with inside(run):
             result = await handler(request)
+        if self.machine.settings.tool_warnings and isinstance(result, ToolMessage) and has_failed(result):
+            result = await portal().run(self._with_what_is_known(run, request, result))
         _saw(trace, result)
         return result
+
+    def _with_what_is_known(
+        self, run: OpenRun, request: ToolCallRequest, failed: ToolMessage
+    ) -> Coroutine[Any, Any, ToolMessage]:
+        return with_what_is_known(
+            self.machine.database,
+            run.identity,
+            failed,
+            earlier=messages_of_run(request.state["messages"], run),
+            wait=self.machine.settings.recall_timeout,
+        )
 
     def _trace(self, run: OpenRun | None, state: Any) -> Trace | None:
         """The open trace of a run that is this agent's to record, opened again where it was resumed elsewhere."""

@@ -257,6 +257,12 @@ def messages_of_run(messages: Iterable[BaseMessage], run: OpenRun) -> list[BaseM
     return kept[_start_of_input(kept) :]  # the first was taken out of the history meanwhile
 
 
+def messages_of_turn(messages: Iterable[BaseMessage]) -> list[BaseMessage]:
+    """The messages of a history from the user's last ones on: those of the run that goes on, where it is not known."""
+    kept = _recordable(messages)
+    return kept[_start_of_input(kept) :]
+
+
 def _start_of_input(messages: Sequence[BaseMessage]) -> int:
     """Where the last turn begins: the first of the last unbroken group of human messages."""
     position = len(messages)

@@ -93,12 +93,7 @@ async def warnings_for(
     """
     conditions = conditions_before(tool, arguments, earlier)
     values = weigh(conditions, identity.tenant_id)
-    known = await database.call(
-        "match_tool_warnings",
-        identity,
-        the_tool=tool,
-        conditions={str(key): value for key, value in values.items()},
-    )
+    known = await _known_errors(database, identity, tool, values)
     found = [
         ToolWarning(
             tool=tool,
@@ -118,6 +113,22 @@ async def warnings_for(
     limit = RISK_MIN if known["limit"] is None else known["limit"]
     warned = likely({warning.template: warning.risk for warning in found}, limit)
     return [warning for warning in found if warning.template in warned]
+
+
+async def common_in_failures(
+    database: Database, identity: Identity, failed: ToolCall
+) -> list[dict[str, Any]]:
+    """What calls that ran into the error of this one have in common: `{text, failures, calls}`, the most telling first.
+
+    Only what holds of this call, where some of it does; empty where the error is new or they have nothing in common.
+    One call to the database.
+    """
+    known = await _known_errors(database, identity, failed.tool, weigh(failed.conditions, identity.tenant_id))
+    reasons: list[dict[str, Any]] = next(
+        (error["reasons"] for error in known["risks"] if error["template"] == failed.template), []
+    )
+    own = {condition.opened or condition.shown for condition in failed.conditions}
+    return [reason for reason in reasons if reason["text"] in own] or reasons
 
 
 async def learn_tool_experience(
@@ -193,6 +204,18 @@ async def list_tool_experience(
         "list_tool_experience", identity, wanted={"tool": tool} if tool else {}
     )
     return found
+
+
+async def _known_errors(
+    database: Database, identity: Identity, tool: str, values: Mapping[int, float]
+) -> dict[str, Any]:
+    known: dict[str, Any] = await database.call(
+        "match_tool_warnings",
+        identity,
+        the_tool=tool,
+        conditions={str(key): value for key, value in values.items()},
+    )
+    return known
 
 
 # --- parts of learning ------------------------------------------------------------------------------------------
