@@ -15,10 +15,10 @@ export LEARNING_DATA
 PIP := -m pip --disable-pip-version-check --no-input install --quiet --no-warn-script-location
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test check bench bench-safety docs lock
+.PHONY: help install demo dev test check bench bench-retrieval bench-safety docs lock
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
 install: $(VENV)/.installed  ## set up .venv from requirements.lock; every other command does it by itself
 
@@ -42,6 +42,9 @@ bench: $(BENCH_VENV)/.installed  ## time added to a run, beside other libraries;
 	@$(BENCH_VENV)/bin/python -m benchmarks.discovery $(ARGS)
 	@$(BENCH_VENV)/bin/python -m benchmarks.discovery_patterns
 	@$(BENCH_VENV)/bin/python -m benchmarks.tool_warnings
+
+bench-retrieval: install  ## what recall finds and how long it takes, to 1,000,000 memories; ARGS=--quick for less
+	@$(BIN)/python -m benchmarks.retrieval $(ARGS)
 
 bench-safety: install  ## what gets past the gates, and what is done without a yes: counts; ARGS=statements for a part
 	@$(BIN)/python -m benchmarks.safety $(ARGS)

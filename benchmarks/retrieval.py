@@ -1,0 +1,79 @@
+"""Recall, measured: what it finds and how long it takes, each goal beside a baseline.
+
+`python -m benchmarks.retrieval [--quick] [parts…]`, or `make bench-retrieval`, which installs what it needs. Prints
+the table of goals and writes `retrieval.md` (`retrieval_quick.md`) with everything that was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import platform
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks import retrieval_scale
+from benchmarks.environment import commit
+from benchmarks.retrieval_report import Section, row_table
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _scale(options: argparse.Namespace) -> Section:
+    sizes = retrieval_scale.QUICK_SIZES if options.quick else retrieval_scale.SIZES
+    timings = asyncio.run(retrieval_scale.measure(sizes, _tell))
+    name = f"{_name(options)}.svg"
+    (options.out / name).write_text(retrieval_scale.growth_plot(timings))
+    return retrieval_scale.section(timings, name)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Section]] = {"scale": _scale}
+
+
+def _name(options: argparse.Namespace) -> str:
+    return "retrieval_quick" if options.quick else "retrieval"
+
+
+def report(sections: list[Section], *, quick: bool, load: float) -> str:
+    """The goals of all sections first, then each section, as Markdown."""
+    command = f"python -m benchmarks.retrieval{' --quick' if quick else ''}"
+    made = (
+        f"Made by `{command}` at commit {commit()} with Python {platform.python_version()} on "
+        f"{datetime.now(UTC).date()}, {os.cpu_count()} processors, load before {load:.1f}. The server is the embedded "
+        "Postgres as it ships (128 MB of shared buffers, what is committed is on disk)."
+    )
+    parts = ["# Recall: what it finds and how long it takes", made]
+    parts.append(row_table(row for section in sections for row in section.rows))
+    for section in sections:
+        parts += [f"## {section.title}", section.text]
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.retrieval", description="Recall, measured.")
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument(
+        "--quick", action="store_true", help="to 100,000 memories: minutes instead of an hour"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    load = os.getloadavg()[0]
+    text = report([PARTS[part](options) for part in options.parts or PARTS], quick=options.quick, load=load)
+    if not options.parts:
+        (options.out / f"{_name(options)}.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""Time of recall, search and insert against the number of memories in a scope, beside a search in plain SQL.
+
+Memories are written by `upsert_learnings`, so words, counts and statistics are what users have. One scope grows from
+a thousand to a million memories, and with it, memory by memory, that of another tenant which ends with 10,000. At each
+size VACUUM ANALYZE does what autovacuum does in time; then questions are asked one after the other over one
+connection, none of them asked before. A call is timed from the statement to its decoded answer. The time that the
+server's process works for it is told beside it where the kernel counts it: other work on the machine is not in it.
+
+The baseline is what a tutorial has: one table with an owner, a stored `tsvector` and a GIN index, no row level
+security, the words joined by OR, `ts_rank`, the same texts, its best 5.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from benchmarks.made_memories import MadeTexts
+from benchmarks.measuring import percentile
+from benchmarks.retrieval_report import Row, Section, plot, table
+from benchmarks.server import fresh_database, measuring_server
+
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
+QUICK_SIZES = SIZES[:3]
+BESIDE = 10_000
+"""Memories of the small tenant at the end."""
+SEARCH_GOALS_MS = {10_000: 10.0, 100_000: 30.0, 1_000_000: 60.0}
+INSERT_RATIO_GOAL = 2.0
+RECALL, SEARCH, INSERT = "recall_context", "match_memories", "insert"
+BASELINE = "OR + ts_rank, GIN"
+
+_BATCH = 200
+_QUESTIONS, _WARM_UP, _BASELINE_QUESTIONS, _INSERTS = 200, 40, 60, 60
+_METHOD = (__doc__ or "").partition("\n")[2].strip()
+_LARGE, _SMALL = "large", "small"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Times of one thing at one size, in milliseconds."""
+
+    what: str
+    in_scope: int
+    in_all: int
+    p50_ms: float
+    p95_ms: float
+    work_p50_ms: float | None
+    """Processor time of the server's process; `None` where the kernel does not count it."""
+    work_p95_ms: float | None
+
+
+class ScaleMeasurement:
+    """One database that grows; `timings` fills as it is measured."""
+
+    def __init__(self, connection: psycopg.Connection[Any], tell: Callable[[str], None]) -> None:
+        self.timings: list[Timing] = []
+        self._connection = connection
+        self._tell = tell
+        self._texts = MadeTexts()
+        self._memories = self._texts.memories()
+        self._questions = iter(self._texts.questions(100 * (_QUESTIONS + _WARM_UP)))
+        self._clock = Path(f"/proc/{connection.info.backend_pid}/schedstat")
+        self._counts = {_LARGE: 0, _SMALL: 0}
+        connection.execute(
+            """CREATE TABLE public.plain_memory (
+                   number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, owner text NOT NULL, content text NOT NULL,
+                   words tsvector GENERATED ALWAYS AS (to_tsvector('english', content)) STORED);
+               CREATE INDEX ON public.plain_memory USING gin (words);
+               CREATE INDEX ON public.plain_memory (owner)"""
+        )
+
+    def grow(self, size: int, *, share_beside: float) -> None:
+        """Fill the large scope to `size`, and the small one with that share of it, in turns."""
+        began = time.perf_counter()
+        self._connection.execute("SET synchronous_commit = off")
+        while self._counts[_LARGE] < size:
+            self._load(_LARGE, min(_BATCH, size - self._counts[_LARGE]))
+            self._load(_SMALL, int(self._counts[_LARGE] * share_beside) - self._counts[_SMALL])
+        self._connection.execute("SET synchronous_commit = on")
+        self._tell(f"{size:,} memories in scope: loaded in {time.perf_counter() - began:.0f} s")
+        self._connection.execute("VACUUM ANALYZE")
+
+    def measure(self, owner: str) -> None:
+        """All calls for one scope as it is."""
+        in_scope, in_all = self._counts[owner], sum(self._counts.values())
+
+        def note(what: str, calls: Sequence[tuple[float, float | None]]) -> None:
+            times = [elapsed for elapsed, _ in calls]
+            work = [worked for _, worked in calls if worked is not None]
+            self.timings.append(
+                Timing(
+                    what=what,
+                    in_scope=in_scope,
+                    in_all=in_all,
+                    p50_ms=percentile(times, 50),
+                    p95_ms=percentile(times, 95),
+                    work_p50_ms=percentile(work, 50) if work else None,
+                    work_p95_ms=percentile(work, 95) if work else None,
+                )
+            )
+
+        identity = _identity(owner)
+        for what, statement in ((RECALL, _RECALL), (SEARCH, _SEARCH)):
+            note(what, self._asked(statement, lambda question: (identity, question), _QUESTIONS))
+        note(BASELINE, self._asked(_PLAIN_SEARCH, lambda question: (question, owner), _BASELINE_QUESTIONS))
+        for what, statement, arguments in (
+            (INSERT, _INSERT, lambda text: (identity, json.dumps([_learning(text)]))),
+            (f"{INSERT}, {BASELINE}", _PLAIN_INSERT, lambda text: (owner, text)),
+        ):
+            texts = [next(self._memories) for _ in range(_INSERTS + 5)]
+            note(what, [self._timed(statement, arguments(text)) for text in texts][5:])
+            if what == INSERT:
+                self._counts[owner] += len(texts)
+        last = ", ".join(f"{t.what} {t.p50_ms:.2f}/{t.p95_ms:.2f}" for t in self.timings[-5:])
+        self._tell(f"{in_scope:,} of {in_all:,}: {last} ms (p50/p95)")
+
+    def _load(self, owner: str, count: int) -> None:
+        if count <= 0:
+            return
+        texts = list(itertools.islice(self._memories, count))
+        learnings = json.dumps([_learning(text) for text in texts])
+        self._connection.execute("SELECT public.upsert_learnings(%s, %s)", (_identity(owner), learnings))
+        self._connection.execute(
+            "INSERT INTO public.plain_memory (owner, content) SELECT %s, unnest(%s::text[])", (owner, texts)
+        )
+        self._counts[owner] += count
+
+    def _asked(
+        self, statement: str, arguments: Callable[[str], tuple[str, ...]], count: int
+    ) -> list[tuple[float, float | None]]:
+        """Times of questions that were never asked, after a few that are not counted."""
+        for question in itertools.islice(self._questions, _WARM_UP if count == _QUESTIONS else 5):
+            self._timed(statement, arguments(question))
+        return [
+            self._timed(statement, arguments(question))
+            for question in itertools.islice(self._questions, count)
+        ]
+
+    def _timed(self, statement: str, arguments: tuple[str, ...]) -> tuple[float, float | None]:
+        """Milliseconds of one call, and what the server's process worked in it."""
+        worked = self._worked_ns()
+        began = time.perf_counter()
+        self._connection.execute(statement.encode(), arguments, prepare=True).fetchall()
+        elapsed_ms = 1000 * (time.perf_counter() - began)
+        return elapsed_ms, None if worked is None else ((self._worked_ns() or 0) - worked) / 1e6
+
+    def _worked_ns(self) -> int | None:
+        try:
+            return int(self._clock.read_text().split()[0])
+        except OSError:  # only Linux tells
+            return None
+
+
+_RECALL = "SELECT public.recall_context(%s, %s)"
+_SEARCH = "SELECT public.match_memories(%s, %s)"
+_INSERT = "SELECT public.upsert_learnings(%s, %s)"
+_PLAIN_INSERT = "INSERT INTO public.plain_memory (owner, content) VALUES (%s, %s) RETURNING number"
+_PLAIN_SEARCH = """
+    SELECT m.number, m.content, ts_rank(m.words, q.query) AS points
+    FROM (SELECT replace(plainto_tsquery('english', %s)::text, '&', '|')::tsquery) AS q (query), public.plain_memory m
+    WHERE m.words @@ q.query AND m.owner = %s ORDER BY points DESC LIMIT 5"""
+
+
+def _identity(owner: str) -> str:
+    return json.dumps(
+        {"tenant_id": f"tenant-{owner}", "user_id": owner, "agent_id": "agent", "session_id": "now"}
+    )
+
+
+def _learning(text: str) -> dict[str, Any]:
+    """A memory as extraction writes it: with the two messages it was learned from."""
+    evidence = [{"run_id": "run-1", "message_id": message, "quote": text[:60]} for message in ("m-1", "m-2")]
+    return {"store": "user_memory", "kind": "fact", "content": text, "trust": "user", "evidence": evidence}
+
+
+async def measure(sizes: Sequence[int], tell: Callable[[str], None]) -> list[Timing]:
+    """Times at all these sizes of one scope, and of the small one at the end."""
+    with measuring_server() as server:
+        async with fresh_database(server, "scale") as url:
+            with psycopg.connect(url, autocommit=True) as connection:
+                measurement = ScaleMeasurement(connection, tell)
+                for size in sizes:
+                    measurement.grow(size, share_beside=BESIDE / sizes[-1])
+                    measurement.measure(_LARGE)
+                measurement.measure(_SMALL)
+    return measurement.timings
+
+
+def rows(timings: Sequence[Timing]) -> list[Row]:
+    """The goals of time."""
+    largest = max(timing.in_scope for timing in timings)
+    found = []
+
+    def beside(timing: Timing) -> Timing:
+        return next(
+            other
+            for other in timings
+            if other.what == (BASELINE if timing.what != INSERT else f"{INSERT}, {BASELINE}")
+            and (other.in_scope, other.in_all) == (timing.in_scope, timing.in_all)
+        )
+
+    for timing in timings:
+        if timing.what != SEARCH or timing.in_scope not in SEARCH_GOALS_MS:
+            continue
+        goal_ms = SEARCH_GOALS_MS[timing.in_scope]
+        others = f", {timing.in_all:,} in all" if timing.in_all > 1.5 * timing.in_scope else ""
+        baseline = beside(timing)
+        found.append(
+            Row(
+                measure=f"p95 of one search, {timing.in_scope:,} memories in scope{others}",
+                baseline=f"{baseline.p95_ms:.1f} ms ({baseline.p95_ms / timing.p95_ms:.1f} times ours)",
+                goal=f"≤ {goal_ms:g} ms",
+                ours=f"{timing.p95_ms:.1f} ms",
+                reached=timing.p95_ms <= goal_ms,
+            )
+        )
+    inserts = {timing.in_scope: timing for timing in timings if timing.what == INSERT}
+    first, last = inserts[min(inserts)], inserts[largest]
+    plain = beside(last).p50_ms / beside(first).p50_ms
+    ratio = last.p50_ms / first.p50_ms
+    worked = (last.work_p50_ms or 0) / first.work_p50_ms if first.work_p50_ms else ratio
+    found.append(
+        Row(
+            measure=f"insert of one memory at {largest:,} against its cost at {first.in_scope:,}",
+            baseline=f"{plain:.2f} times ({beside(last).p50_ms:.2f} ms)",
+            goal=f"≤ {INSERT_RATIO_GOAL:g} times",
+            ours=f"{ratio:.2f} times ({last.p50_ms:.2f} ms against {first.p50_ms:.2f} ms); the server's work "
+            f"{worked:.2f} times",
+            reached=max(ratio, worked) <= INSERT_RATIO_GOAL,  # waiting for the disk hides what grows
+        )
+    )
+    return found
+
+
+def section(timings: Sequence[Timing], plot_name: str) -> Section:
+    """Goals, all times, and where the plot is."""
+
+    def milliseconds(value: float | None) -> str:
+        return "" if value is None else f"{value:.2f}"
+
+    lines = [
+        [
+            timing.what, f"{timing.in_scope:,}", f"{timing.in_all:,}", milliseconds(timing.p50_ms),
+            milliseconds(timing.p95_ms), milliseconds(timing.work_p50_ms), milliseconds(timing.work_p95_ms),
+        ]
+        for timing in timings
+    ]  # fmt: skip
+    head = ("milliseconds", "in scope", "in all", "p50", "p95", "server's work p50", "server's work p95")
+    return Section(
+        title="Time against size",
+        rows=rows(timings),
+        text=f"{table(head, lines)}\n\n![time against size]({plot_name})\n\n{_METHOD}",
+    )
+
+
+def growth_plot(timings: Sequence[Timing]) -> str:
+    """The times of the scope that grows, as SVG."""
+    small = [timing for timing in timings if timing.in_all > 1.5 * timing.in_scope]
+    series = {
+        f"{what}, {name}": [
+            (timing.in_scope, getattr(timing, column))
+            for timing in timings
+            if timing.what == what and timing not in small
+        ]
+        for what, name, column in (
+            (RECALL, "p95", "p95_ms"), (SEARCH, "p50", "p50_ms"), (SEARCH, "p95", "p95_ms"),
+            (INSERT, "p50", "p50_ms"), (BASELINE, "p50", "p50_ms"), (BASELINE, "p95", "p95_ms"),
+        )
+    }  # fmt: skip
+    return plot("Time against size of one scope", series, x="memories in scope", y="milliseconds")
