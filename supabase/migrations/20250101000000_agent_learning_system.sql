@@ -901,7 +901,8 @@ CREATE TABLE public.agent_memory (
     run_id text,
     PRIMARY KEY (tenant_id, memory_id, version),
     CONSTRAINT agent_memory_tags CHECK (cardinality(tags) <= 32 AND array_position(tags, NULL) IS NULL),
-    CONSTRAINT agent_memory_turn CHECK (turn IS NULL OR (turn BETWEEN 1 AND 1048575 AND store = 'conversation' AND session_id IS NOT NULL AND field IS NULL)),
+    CONSTRAINT agent_memory_turn CHECK ((turn IS NOT NULL) = (store = 'conversation')
+                                        AND (turn IS NULL OR (turn BETWEEN 1 AND 1048575 AND session_id IS NOT NULL AND field IS NULL))),
     CONSTRAINT agent_memory_speaker CHECK (length(speaker) BETWEEN 1 AND 200),
     CONSTRAINT agent_memory_owner CHECK ((scope = 'tenant') = (owner_id = '')),
     CONSTRAINT agent_memory_valid_period CHECK (valid_to IS NULL OR valid_to >= valid_from),
@@ -1275,6 +1276,9 @@ BEGIN
     IF current_row.turn IS NOT NULL THEN  -- a turn stays where it was said
         the_turn := current_row.turn;
         the_session := current_row.session_id;
+    END IF;
+    IF the_turn IS NULL AND learning ->> 'store' = 'conversation' THEN
+        PERFORM agent_private.refuse('PT422', 'a memory of store conversation is a turn: it needs its number');
     END IF;
     hash := agent_private.content_hash(learning ->> 'content', the_session, the_turn);
     IF learning -> 'tags' IS NULL THEN
@@ -1916,14 +1920,16 @@ $$;
 -- is given (exact, within the scope) and, to fill up, by recency. Each score is divided by the best of its list; the
 -- sum decides, recency counting a tenth; what
 -- was asked in a conversation counts less than what was stated, and does not fill up. At most 200, best first. Returns
--- columns and no documents: those cost as much as the ranking, and recall needs fewer fields than search. Leans on the
+-- columns and no documents: those cost as much as the ranking, and recall needs fewer fields than search. Only what fits
+-- the filters (see agent_private.wanted) and was believed as_of (NULL: now). lists names the lists that found a memory,
+-- with list_ranks and list_scores in the same order; it is empty for what only fills up. Leans on the
 -- primary key of agent_memory_term, on nearest() and on agent_memory_by_scope; locks nothing.
 CREATE FUNCTION agent_private.rank_memories(
     the_scope text, the_owner text, question text, question_embedding vector, embedding_model text, session_now text,
-    memory_limit integer)
-RETURNS TABLE (memory_id uuid, version integer, store text, kind text, content text, trust text, recorded_at timestamptz,
-               valid_from timestamptz, score double precision, word_score double precision, vector_score double precision,
-               place bigint)
+    memory_limit integer, filters jsonb DEFAULT '{}', as_of timestamptz DEFAULT NULL)
+RETURNS TABLE (memory_id uuid, version integer, store text, kind text, content text, trust text, tags text[], speaker text,
+               session_id text, turn integer, recorded_at timestamptz, valid_from timestamptz, score double precision,
+               lists text[], list_ranks integer[], list_scores double precision[], place bigint)
 LANGUAGE plpgsql ROWS 40
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
@@ -1932,6 +1938,7 @@ AS $$
 DECLARE
     tenant text := current_setting('agent.tenant_id');
     store_to_fill_up text := CASE the_scope WHEN 'tenant' THEN 'application' ELSE 'user_memory' END;
+    everything boolean := filters = '{}' AND as_of IS NULL;
     words text[];
     memories double precision;
     mean_words double precision;
@@ -1957,6 +1964,8 @@ BEGIN
             FROM (SELECT t.memory_number, t.occurrences::double precision AS occurrences, t.word_count
                   FROM public.agent_memory_term t
                   WHERE t.tenant_id = tenant AND t.scope = the_scope AND t.owner_id = the_owner AND t.lexeme = w.lexeme
+                    AND (everything OR EXISTS (SELECT FROM public.agent_memory x
+                                               WHERE x.memory_number = t.memory_number AND agent_private.fits(x, filters, as_of)))
                   ORDER BY t.memory_number DESC LIMIT 400) AS n
         ) AS h
         -- A word that fills its list is in more memories than were looked at: taken to be in half of them.
@@ -1970,35 +1979,37 @@ BEGIN
         ) AS f
         CROSS JOIN LATERAL unnest(h.numbers, h.saturations) AS u (memory_number, saturation)
     ), by_words AS (
-        SELECT h.memory_number, sum(h.points) AS points
+        SELECT h.memory_number, sum(h.points) AS points,
+               (row_number() OVER (ORDER BY sum(h.points) DESC, h.memory_number DESC))::integer AS rank
         FROM hits h GROUP BY h.memory_number
         ORDER BY points DESC, h.memory_number DESC LIMIT (SELECT greatest(60, least(memory_limit, 100)))
     ), by_vector AS (
-        SELECT n.memory_number, n.similarity AS points
+        SELECT n.memory_number, n.similarity AS points, (row_number() OVER (ORDER BY n.similarity DESC))::integer AS rank
         FROM agent_private.nearest(the_scope, the_owner, question_embedding, embedding_model, 100) AS n
     ), newest AS (
         SELECT m.memory_number
         FROM public.agent_memory m
         WHERE m.tenant_id = tenant AND m.scope = the_scope AND m.owner_id = the_owner AND m.store = store_to_fill_up
-          AND m.superseded_at IS NULL
+          AND m.superseded_at IS NULL AND (everything OR agent_private.fits(m, filters, as_of))
           AND NOT (m.kind = 'conversation' AND agent_private.is_question(m.content))
         -- To fill up what words leave free; a few always, for the newest may matter more than the last of many words.
         ORDER BY m.memory_number DESC LIMIT (SELECT greatest(10, least(50, memory_limit - count(*))) FROM by_words)
     ), candidates AS (
-        SELECT c.memory_number, c.word_points, c.vector_points, percent_rank() OVER (ORDER BY c.memory_number) AS newness
-        FROM (SELECT f.memory_number, max(f.word_points) AS word_points, max(f.vector_points) AS vector_points
+        SELECT c.memory_number, c.word_points, c.vector_points, c.word_rank, c.vector_rank, percent_rank() OVER (ORDER BY c.memory_number) AS newness
+        FROM (SELECT f.memory_number, max(f.word_points) AS word_points, max(f.vector_points) AS vector_points,
+                     max(f.word_rank) AS word_rank, max(f.vector_rank) AS vector_rank
               FROM (SELECT w.memory_number, coalesce(w.points / nullif((SELECT max(x.points) FROM by_words x), 0), 0) AS word_points,
-                           0::double precision AS vector_points
+                           0::double precision AS vector_points, w.rank AS word_rank, NULL::integer AS vector_rank
                     FROM by_words w
                     UNION ALL
-                    SELECT v.memory_number, 0, coalesce(greatest(v.points, 0) / nullif((SELECT max(x.points) FROM by_vector x), 0), 0)
+                    SELECT v.memory_number, 0, coalesce(greatest(v.points, 0) / nullif((SELECT max(x.points) FROM by_vector x), 0), 0), NULL, v.rank
                     FROM by_vector v
                     UNION ALL
-                    SELECT n.memory_number, 0, 0 FROM newest n) AS f
+                    SELECT n.memory_number, 0, 0, NULL, NULL FROM newest n) AS f
               GROUP BY f.memory_number) AS c
     ), best AS (
-        SELECT m.memory_id, m.version, m.store, m.kind, m.content, m.trust, m.recorded_at, m.valid_from,
-               c.word_points, c.vector_points, c.word_points + c.vector_points + 0.1::double precision * c.newness
+        SELECT m.memory_id, m.version, m.store, m.kind, m.content, m.trust, m.tags, m.speaker, m.session_id, m.turn,
+               m.recorded_at, m.valid_from, c.word_points, c.vector_points, c.word_rank, c.vector_rank, c.word_points + c.vector_points + 0.1::double precision * c.newness
                    - CASE WHEN m.kind = 'conversation' AND agent_private.is_question(m.content)
                           THEN 0.3::double precision ELSE 0 END AS points,
                c.memory_number
@@ -2007,16 +2018,22 @@ BEGIN
             SELECT * FROM public.agent_memory x
             WHERE x.memory_number = c.memory_number
               AND x.tenant_id = tenant AND x.scope = the_scope AND x.owner_id = the_owner
-              AND x.superseded_at IS NULL AND x.trust <> 'external'
-              AND (x.valid_to IS NULL OR x.valid_to > now())
+              AND x.trust <> 'external' AND agent_private.fits(x, filters, as_of)
               AND (x.session_id IS NULL OR x.session_id <> coalesce(session_now, ''))
             LIMIT 1  -- a look-up per candidate, whatever the planner believes of tables that nobody has analyzed yet
         ) AS m
         ORDER BY points DESC, c.memory_number DESC
         LIMIT least(memory_limit, 200)
     )
-    SELECT b.memory_id, b.version, b.store, b.kind, b.content, b.trust, b.recorded_at, b.valid_from,
-           b.points, b.word_points, b.vector_points, row_number() OVER (ORDER BY b.points DESC, b.memory_number DESC)
+    SELECT b.memory_id, b.version, b.store, b.kind, b.content, b.trust, b.tags, b.speaker, b.session_id, b.turn,
+           b.recorded_at, b.valid_from, b.points,
+           CASE WHEN b.word_rank IS NULL AND b.vector_rank IS NULL THEN '{}'
+                ELSE array_remove(ARRAY[CASE WHEN b.word_rank IS NOT NULL THEN 'words' END,
+                                        CASE WHEN b.vector_rank IS NOT NULL THEN 'vector' END], NULL) END,
+           array_remove(ARRAY[b.word_rank, b.vector_rank], NULL),
+           array_remove(ARRAY[CASE WHEN b.word_rank IS NOT NULL THEN b.word_points END,
+                              CASE WHEN b.vector_rank IS NOT NULL THEN b.vector_points END], NULL),
+           row_number() OVER (ORDER BY b.points DESC, b.memory_number DESC)
     FROM best b;
 END
 $$;
@@ -2024,6 +2041,67 @@ $$;
 -- ---- schemas/30_recall.sql
 
 -- Recall: what is known that bears on a question, within the scopes of one identity.
+
+-- Filters as they are asked with: {stores, kinds, tags, trust: lists of texts, session_id, since, until}. A memory fits
+-- that has one of the stores, kinds and trusts, all of the tags, that session, and since <= valid_from < until. What is
+-- absent or null does not count. PT422 for other keys and for values that are none.
+CREATE FUNCTION agent_private.wanted(filters jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    the_key text;
+    the_value jsonb;
+BEGIN
+    IF coalesce(filters, '{}') = '{}' THEN
+        RETURN '{}';
+    ELSIF jsonb_typeof(filters) <> 'object' THEN
+        PERFORM agent_private.refuse('PT422', 'filters are an object');
+    END IF;
+    filters := jsonb_strip_nulls(filters);
+    FOR the_key, the_value IN SELECT f.key, f.value FROM jsonb_each(filters) AS f LOOP
+        IF the_key IN ('stores', 'kinds', 'tags', 'trust') THEN
+            IF jsonb_typeof(the_value) <> 'array' OR EXISTS (
+                SELECT FROM jsonb_array_elements(the_value) AS v WHERE jsonb_typeof(v) <> 'string') THEN
+                PERFORM agent_private.refuse('PT422', format('filter %s is a list of texts', the_key));
+            END IF;
+        ELSIF the_key IN ('session_id', 'since', 'until') THEN
+            IF jsonb_typeof(the_value) <> 'string' THEN
+                PERFORM agent_private.refuse('PT422', format('filter %s is a text', the_key));
+            END IF;
+            IF the_key <> 'session_id' THEN
+                BEGIN  -- once here and not for every memory
+                    filters := filters || jsonb_build_object(the_key, (the_value #>> '{}')::timestamptz);
+                EXCEPTION WHEN invalid_datetime_format OR datetime_field_overflow OR invalid_parameter_value THEN
+                    PERFORM agent_private.refuse('PT422', format('filter %s is a time', the_key));
+                END;
+            END IF;
+        ELSE
+            PERFORM agent_private.refuse('PT422', format(
+                'no filter %s; there are stores, kinds, tags, trust, session_id, since and until', the_key));
+        END IF;
+    END LOOP;
+    RETURN filters;
+END
+$$;
+
+-- Whether a version was believed as_of (NULL: is current), was true then, and fits filters that wanted() has seen.
+-- Without a search_path of its own, so that the planner puts its expression in the place of the call.
+CREATE FUNCTION agent_private.fits(memory public.agent_memory, filters jsonb, as_of timestamptz)
+RETURNS boolean
+LANGUAGE sql STABLE
+RETURN CASE WHEN as_of IS NULL THEN memory.superseded_at IS NULL
+            ELSE memory.recorded_at <= as_of AND (memory.superseded_at IS NULL OR memory.superseded_at > as_of) END
+       AND (memory.valid_to IS NULL OR memory.valid_to > coalesce(as_of, now()))
+       AND (filters = '{}' OR (
+           (NOT filters ? 'stores' OR filters -> 'stores' ? memory.store)
+           AND (NOT filters ? 'kinds' OR filters -> 'kinds' ? memory.kind)
+           AND (NOT filters ? 'trust' OR filters -> 'trust' ? memory.trust)
+           AND (NOT filters ? 'tags' OR to_jsonb(memory.tags) @> (filters -> 'tags'))
+           AND (NOT filters ? 'session_id' OR filters ->> 'session_id' = memory.session_id)
+           AND (NOT filters ? 'since' OR memory.valid_from >= (filters ->> 'since')::timestamptz)
+           AND (NOT filters ? 'until' OR memory.valid_from < (filters ->> 'until')::timestamptz)));
 
 -- Everything known that bears on a question, in one call: {profile, session, memories}, each a list of
 -- {memory_id, version, store, kind, field, content, trust, recorded_at, …}; empty lists where nobody asks.
@@ -2061,13 +2139,17 @@ BEGIN
       AND ((m.store = 'user_profile' AND 'user_profile' = ANY (stores))
            OR (m.store = 'session_context' AND 'session_context' = ANY (stores)
                AND m.session_id = identity ->> 'session_id'));
-    IF 'user_memory' = ANY (stores) THEN
+    IF stores && '{user_memory,conversation}' THEN
         SELECT coalesce(json_agg(json_build_object(
             'memory_id', r.memory_id, 'version', r.version, 'store', r.store, 'kind', r.kind, 'content', r.content,
-            'trust', r.trust, 'recorded_at', r.recorded_at) ORDER BY r.place), '[]') INTO memories
+            'trust', r.trust, 'recorded_at', r.recorded_at, 'speaker', r.speaker, 'session_id', r.session_id, 'turn', r.turn,
+            'valid_from', r.valid_from) ORDER BY r.place), '[]') INTO memories
         FROM agent_private.rank_memories(
             'user', person, question, agent_private.as_vector(question_embedding), embedding_model,
-            identity ->> 'session_id', memory_limit) AS r;
+            identity ->> 'session_id', memory_limit,
+            CASE WHEN stores @> '{user_memory,conversation}' THEN '{}'
+                 ELSE jsonb_build_object('stores', ARRAY(SELECT s FROM unnest(stores) AS s WHERE s IN ('user_memory', 'conversation'))) END
+            ) AS r;
     END IF;
     PERFORM agent_private.leave(previous);
     RETURN json_build_object(
@@ -2080,9 +2162,11 @@ $$;
 -- The memories that fit a question best, for search: as in recall_context, over all sessions; [] where nobody asks or
 -- where nothing has a word or a vector in common with it. the_scope: 'user' those of the user, 'agent' those of the
 -- agent, 'tenant' what all of a tenant share, such as what discovery learned of the application; the last two for servers.
+-- filters: see agent_private.wanted. as_of: what was believed at that time; NULL is now. why tells of each list that
+-- found a memory, 'words' and 'vector' and others, its rank there and its score, 1 being the best of the list.
 CREATE FUNCTION public.match_memories(
     identity jsonb, question text, memory_limit integer DEFAULT 5, question_embedding text DEFAULT NULL,
-    embedding_model text DEFAULT NULL, the_scope text DEFAULT 'user')
+    embedding_model text DEFAULT NULL, the_scope text DEFAULT 'user', filters jsonb DEFAULT '{}', as_of timestamptz DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -2094,6 +2178,7 @@ DECLARE
     found jsonb;
 BEGIN
     identity := agent_private.document(identity);
+    filters := agent_private.wanted(agent_private.document(filters));
     previous := agent_private.enter(identity, CASE the_scope WHEN 'user' THEN 'user' ELSE 'tenant' END);
     IF previous IS NULL THEN
         RETURN '[]';
@@ -2106,12 +2191,15 @@ BEGIN
     END IF;
     SELECT coalesce(jsonb_agg(jsonb_build_object(
         'memory_id', r.memory_id, 'version', r.version, 'store', r.store, 'kind', r.kind, 'content', r.content,
-        'trust', r.trust, 'recorded_at', r.recorded_at, 'valid_from', r.valid_from, 'score', round(r.score::numeric, 4),
-        'word_score', round(r.word_score::numeric, 4), 'vector_score', round(r.vector_score::numeric, 4)) ORDER BY r.place), '[]')
+        'trust', r.trust, 'tags', r.tags, 'speaker', r.speaker, 'session_id', r.session_id, 'turn', r.turn,
+        'recorded_at', r.recorded_at, 'valid_from', r.valid_from, 'score', round(r.score::numeric, 4),
+        'why', (SELECT jsonb_object_agg(w.list, jsonb_build_object('rank', w.rank, 'score', round(w.score::numeric, 4)))
+                FROM unnest(r.lists, r.list_ranks, r.list_scores) AS w (list, rank, score))) ORDER BY r.place), '[]')
     INTO found
     FROM agent_private.rank_memories(
-        the_scope, owner, question, agent_private.as_vector(question_embedding), embedding_model, NULL, memory_limit) AS r
-    WHERE r.word_score > 0 OR r.vector_score > 0;
+        the_scope, owner, question, agent_private.as_vector(question_embedding), embedding_model, NULL, memory_limit,
+        filters, as_of) AS r
+    WHERE cardinality(r.lists) > 0;
     PERFORM agent_private.leave(previous);
     RETURN found;
 END
@@ -2868,7 +2956,7 @@ WHERE n.nspname = 'agent_private'
 -- A user with a JWT may recall and search, record runs, and look after their own memories.
 SELECT agent_private.publish(f, 'user') FROM unnest(ARRAY[
     'public.recall_context(jsonb, text, text[], integer, text, text)',
-    'public.match_memories(jsonb, text, integer, text, text, text)',
+    'public.match_memories(jsonb, text, integer, text, text, text, jsonb, timestamptz)',
     'public.record_run(jsonb, jsonb)',
     'public.upsert_learning(jsonb, jsonb, integer)',
     'public.upsert_learnings(jsonb, jsonb, jsonb)',

@@ -27,7 +27,8 @@ CREATE TABLE public.agent_memory (
     run_id text,
     PRIMARY KEY (tenant_id, memory_id, version),
     CONSTRAINT agent_memory_tags CHECK (cardinality(tags) <= 32 AND array_position(tags, NULL) IS NULL),
-    CONSTRAINT agent_memory_turn CHECK (turn IS NULL OR (turn BETWEEN 1 AND 1048575 AND store = 'conversation' AND session_id IS NOT NULL AND field IS NULL)),
+    CONSTRAINT agent_memory_turn CHECK ((turn IS NOT NULL) = (store = 'conversation')
+                                        AND (turn IS NULL OR (turn BETWEEN 1 AND 1048575 AND session_id IS NOT NULL AND field IS NULL))),
     CONSTRAINT agent_memory_speaker CHECK (length(speaker) BETWEEN 1 AND 200),
     CONSTRAINT agent_memory_owner CHECK ((scope = 'tenant') = (owner_id = '')),
     CONSTRAINT agent_memory_valid_period CHECK (valid_to IS NULL OR valid_to >= valid_from),
@@ -401,6 +402,9 @@ BEGIN
     IF current_row.turn IS NOT NULL THEN  -- a turn stays where it was said
         the_turn := current_row.turn;
         the_session := current_row.session_id;
+    END IF;
+    IF the_turn IS NULL AND learning ->> 'store' = 'conversation' THEN
+        PERFORM agent_private.refuse('PT422', 'a memory of store conversation is a turn: it needs its number');
     END IF;
     hash := agent_private.content_hash(learning ->> 'content', the_session, the_turn);
     IF learning -> 'tags' IS NULL THEN

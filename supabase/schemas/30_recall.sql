@@ -1,5 +1,66 @@
 -- Recall: what is known that bears on a question, within the scopes of one identity.
 
+-- Filters as they are asked with: {stores, kinds, tags, trust: lists of texts, session_id, since, until}. A memory fits
+-- that has one of the stores, kinds and trusts, all of the tags, that session, and since <= valid_from < until. What is
+-- absent or null does not count. PT422 for other keys and for values that are none.
+CREATE FUNCTION agent_private.wanted(filters jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    the_key text;
+    the_value jsonb;
+BEGIN
+    IF coalesce(filters, '{}') = '{}' THEN
+        RETURN '{}';
+    ELSIF jsonb_typeof(filters) <> 'object' THEN
+        PERFORM agent_private.refuse('PT422', 'filters are an object');
+    END IF;
+    filters := jsonb_strip_nulls(filters);
+    FOR the_key, the_value IN SELECT f.key, f.value FROM jsonb_each(filters) AS f LOOP
+        IF the_key IN ('stores', 'kinds', 'tags', 'trust') THEN
+            IF jsonb_typeof(the_value) <> 'array' OR EXISTS (
+                SELECT FROM jsonb_array_elements(the_value) AS v WHERE jsonb_typeof(v) <> 'string') THEN
+                PERFORM agent_private.refuse('PT422', format('filter %s is a list of texts', the_key));
+            END IF;
+        ELSIF the_key IN ('session_id', 'since', 'until') THEN
+            IF jsonb_typeof(the_value) <> 'string' THEN
+                PERFORM agent_private.refuse('PT422', format('filter %s is a text', the_key));
+            END IF;
+            IF the_key <> 'session_id' THEN
+                BEGIN  -- once here and not for every memory
+                    filters := filters || jsonb_build_object(the_key, (the_value #>> '{}')::timestamptz);
+                EXCEPTION WHEN invalid_datetime_format OR datetime_field_overflow OR invalid_parameter_value THEN
+                    PERFORM agent_private.refuse('PT422', format('filter %s is a time', the_key));
+                END;
+            END IF;
+        ELSE
+            PERFORM agent_private.refuse('PT422', format(
+                'no filter %s; there are stores, kinds, tags, trust, session_id, since and until', the_key));
+        END IF;
+    END LOOP;
+    RETURN filters;
+END
+$$;
+
+-- Whether a version was believed as_of (NULL: is current), was true then, and fits filters that wanted() has seen.
+-- Without a search_path of its own, so that the planner puts its expression in the place of the call.
+CREATE FUNCTION agent_private.fits(memory public.agent_memory, filters jsonb, as_of timestamptz)
+RETURNS boolean
+LANGUAGE sql STABLE
+RETURN CASE WHEN as_of IS NULL THEN memory.superseded_at IS NULL
+            ELSE memory.recorded_at <= as_of AND (memory.superseded_at IS NULL OR memory.superseded_at > as_of) END
+       AND (memory.valid_to IS NULL OR memory.valid_to > coalesce(as_of, now()))
+       AND (filters = '{}' OR (
+           (NOT filters ? 'stores' OR filters -> 'stores' ? memory.store)
+           AND (NOT filters ? 'kinds' OR filters -> 'kinds' ? memory.kind)
+           AND (NOT filters ? 'trust' OR filters -> 'trust' ? memory.trust)
+           AND (NOT filters ? 'tags' OR to_jsonb(memory.tags) @> (filters -> 'tags'))
+           AND (NOT filters ? 'session_id' OR filters ->> 'session_id' = memory.session_id)
+           AND (NOT filters ? 'since' OR memory.valid_from >= (filters ->> 'since')::timestamptz)
+           AND (NOT filters ? 'until' OR memory.valid_from < (filters ->> 'until')::timestamptz)));
+
 -- Everything known that bears on a question, in one call: {profile, session, memories}, each a list of
 -- {memory_id, version, store, kind, field, content, trust, recorded_at, …}; empty lists where nobody asks.
 -- stores says which are wanted. question_embedding is '[…]' as text, with the model that made it. json and not jsonb:
@@ -36,13 +97,17 @@ BEGIN
       AND ((m.store = 'user_profile' AND 'user_profile' = ANY (stores))
            OR (m.store = 'session_context' AND 'session_context' = ANY (stores)
                AND m.session_id = identity ->> 'session_id'));
-    IF 'user_memory' = ANY (stores) THEN
+    IF stores && '{user_memory,conversation}' THEN
         SELECT coalesce(json_agg(json_build_object(
             'memory_id', r.memory_id, 'version', r.version, 'store', r.store, 'kind', r.kind, 'content', r.content,
-            'trust', r.trust, 'recorded_at', r.recorded_at) ORDER BY r.place), '[]') INTO memories
+            'trust', r.trust, 'recorded_at', r.recorded_at, 'speaker', r.speaker, 'session_id', r.session_id, 'turn', r.turn,
+            'valid_from', r.valid_from) ORDER BY r.place), '[]') INTO memories
         FROM agent_private.rank_memories(
             'user', person, question, agent_private.as_vector(question_embedding), embedding_model,
-            identity ->> 'session_id', memory_limit) AS r;
+            identity ->> 'session_id', memory_limit,
+            CASE WHEN stores @> '{user_memory,conversation}' THEN '{}'
+                 ELSE jsonb_build_object('stores', ARRAY(SELECT s FROM unnest(stores) AS s WHERE s IN ('user_memory', 'conversation'))) END
+            ) AS r;
     END IF;
     PERFORM agent_private.leave(previous);
     RETURN json_build_object(
@@ -55,9 +120,11 @@ $$;
 -- The memories that fit a question best, for search: as in recall_context, over all sessions; [] where nobody asks or
 -- where nothing has a word or a vector in common with it. the_scope: 'user' those of the user, 'agent' those of the
 -- agent, 'tenant' what all of a tenant share, such as what discovery learned of the application; the last two for servers.
+-- filters: see agent_private.wanted. as_of: what was believed at that time; NULL is now. why tells of each list that
+-- found a memory, 'words' and 'vector' and others, its rank there and its score, 1 being the best of the list.
 CREATE FUNCTION public.match_memories(
     identity jsonb, question text, memory_limit integer DEFAULT 5, question_embedding text DEFAULT NULL,
-    embedding_model text DEFAULT NULL, the_scope text DEFAULT 'user')
+    embedding_model text DEFAULT NULL, the_scope text DEFAULT 'user', filters jsonb DEFAULT '{}', as_of timestamptz DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -69,6 +136,7 @@ DECLARE
     found jsonb;
 BEGIN
     identity := agent_private.document(identity);
+    filters := agent_private.wanted(agent_private.document(filters));
     previous := agent_private.enter(identity, CASE the_scope WHEN 'user' THEN 'user' ELSE 'tenant' END);
     IF previous IS NULL THEN
         RETURN '[]';
@@ -81,12 +149,15 @@ BEGIN
     END IF;
     SELECT coalesce(jsonb_agg(jsonb_build_object(
         'memory_id', r.memory_id, 'version', r.version, 'store', r.store, 'kind', r.kind, 'content', r.content,
-        'trust', r.trust, 'recorded_at', r.recorded_at, 'valid_from', r.valid_from, 'score', round(r.score::numeric, 4),
-        'word_score', round(r.word_score::numeric, 4), 'vector_score', round(r.vector_score::numeric, 4)) ORDER BY r.place), '[]')
+        'trust', r.trust, 'tags', r.tags, 'speaker', r.speaker, 'session_id', r.session_id, 'turn', r.turn,
+        'recorded_at', r.recorded_at, 'valid_from', r.valid_from, 'score', round(r.score::numeric, 4),
+        'why', (SELECT jsonb_object_agg(w.list, jsonb_build_object('rank', w.rank, 'score', round(w.score::numeric, 4)))
+                FROM unnest(r.lists, r.list_ranks, r.list_scores) AS w (list, rank, score))) ORDER BY r.place), '[]')
     INTO found
     FROM agent_private.rank_memories(
-        the_scope, owner, question, agent_private.as_vector(question_embedding), embedding_model, NULL, memory_limit) AS r
-    WHERE r.word_score > 0 OR r.vector_score > 0;
+        the_scope, owner, question, agent_private.as_vector(question_embedding), embedding_model, NULL, memory_limit,
+        filters, as_of) AS r
+    WHERE cardinality(r.lists) > 0;
     PERFORM agent_private.leave(previous);
     RETURN found;
 END

@@ -9,7 +9,7 @@ WHERE n.nspname = 'agent_private'
 -- A user with a JWT may recall and search, record runs, and look after their own memories.
 SELECT agent_private.publish(f, 'user') FROM unnest(ARRAY[
     'public.recall_context(jsonb, text, text[], integer, text, text)',
-    'public.match_memories(jsonb, text, integer, text, text, text)',
+    'public.match_memories(jsonb, text, integer, text, text, text, jsonb, timestamptz)',
     'public.record_run(jsonb, jsonb)',
     'public.upsert_learning(jsonb, jsonb, integer)',
     'public.upsert_learnings(jsonb, jsonb, jsonb)',

@@ -174,7 +174,7 @@ async def test_a_question_without_a_common_word_finds_the_memory(
     await tell(machine, *FAR)
     assert (await recall(machine, question))[0] == best
     hits = await machine.search(question, identity=ADA)
-    assert (hits[0]["content"], hits[0]["vector_score"], hits[0]["word_score"]) == (best, 1, 0)
+    assert (hits[0]["content"], hits[0]["why"]) == (best, {"vector": {"rank": 1, "score": 1}})
 
 
 async def test_without_vectors_the_same_question_finds_nothing(make: Make) -> None:

@@ -89,5 +89,5 @@ def test_an_agent_remembers_on_postgres_16(postgres_16: str, data_dir: Path) -> 
 
     assert "I keep bees" in answer["messages"][-1].text
     [found] = portal().run_sync(machine.search("I keep bees", identity=Identity(user_id="ada"), limit=1))
-    assert found["vector_score"] == 1.0
+    assert found["why"]["vector"]["score"] == 1.0
     portal().run_sync(machine.aclose())

@@ -140,7 +140,7 @@ async def test_models_may_be_named_or_given(make: Make, as_object: bool) -> None
         machine = make(None if as_object else server, model=model, embeddings=embeddings)
         await record(machine, "I have a cat")
         assert await learn(machine) == 1
-        assert (await machine.search("cat", identity=ADA))[0]["vector_score"] > 0
+        assert (await machine.search("cat", identity=ADA))[0]["why"]["vector"]["score"] > 0
     assert {request.body["model"] for request in server.chat_requests} == {"gpt-named"}
     assert {request.body["model"] for request in server.embedding_requests} == {"embed-named"}
 
@@ -342,7 +342,9 @@ async def test_vectors_that_could_not_be_made_are_made_at_the_next_try(
         await record(machine, "I have a cat")
         assert await machine.drain()
         assert await contents(machine) == ["Has a cat"]
-        assert [hit["vector_score"] > 0 for hit in await machine.search("cat", identity=ADA)] == [True]
+        assert [hit["why"]["vector"]["score"] > 0 for hit in await machine.search("cat", identity=ADA)] == [
+            True
+        ]
     assert len(server.chat_requests) == 1
     assert [event.name for event in heard].count("session_learned") == 1
 

@@ -39,7 +39,7 @@ _BRIDGES = {
 # What reads the application's tables does so with the rights of who calls.
 _WITH_OWN_RIGHTS = {"code_of_others", "discover_app_structure", "match_app_values", "sample_app_table"}
 # Expressions over pgvector, read once, when they are made, and put in the place of their call.
-_INLINED = {"as_vector", "vector_dimensions", "vector_distance"}
+_INLINED = {"fits", "as_vector", "vector_dimensions", "vector_distance"}
 _CREATE = re.compile(r"^CREATE (?:OR REPLACE )?FUNCTION (?P<name>[\w.]+)\(", re.MULTILINE)
 
 

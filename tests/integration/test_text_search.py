@@ -102,6 +102,7 @@ async def test_a_turn_is_found_by_the_name_of_its_speaker(
         turn("Yes", 1, session_id="s" * 1001),
         turn("Yes", 1, store="user_memory"),
         turn("Yes", 1, field="name"),
+        turn("Yes", 1) | {"turn": None},
         memory("Yes", tags=["x" * 101]),
         memory("Yes", tags=[""]),
         memory("Yes", tags=[1]),
@@ -130,3 +131,76 @@ async def test_tags_are_kept_by_a_change_that_names_none_and_a_change_of_tags_is
         (["a", "b"],),
         (["c"],),
     ]
+
+
+# Filters, time and reasons
+
+
+async def test_filters_keep_what_fits_all_of_them(database: PostgresDatabase) -> None:
+    for learning in (
+        memory("Tea one", tags=["home", "drink"], kind="preference", valid_from="2024-01-01T00:00:00Z"),
+        memory("Tea two", tags=["drink"], kind="fact", valid_from="2024-02-01T00:00:00Z", trust="tool"),
+        memory("Tea three", session_id="other", valid_from="2024-03-01T00:00:00Z"),
+        turn("Tea four", 1, valid_from="2024-04-01T00:00:00Z", speaker="Ada"),
+    ):
+        await database.call("upsert_learning", ADA, learning=learning)
+
+    async def found(**filters: Any) -> set[str]:
+        hits = await database.call("match_memories", ADA, question="tea", filters=filters)
+        return {hit["content"].removeprefix("Tea ") for hit in hits}
+
+    everything = {"one", "two", "three", "four"}
+    assert await found() == everything
+    assert await found(stores=["conversation"]) == {"four"}
+    assert await found(stores=["user_memory"]) == everything - {"four"}
+    assert await found(kinds=["fact", "preference"]) == {"one", "two", "three"}
+    assert await found(tags=["drink"]) == {"one", "two"}
+    assert await found(tags=["drink", "home"]) == {"one"}
+    assert await found(trust=["tool"]) == {"two"}
+    assert await found(session_id="talk") == {"four"}
+    assert await found(since="2024-02-01T00:00:00Z") == {"two", "three", "four"}
+    assert await found(until="2024-02-01T00:00:00Z") == {"one"}
+    assert await found(since="2024-02-01T00:00:00+02:00", until="2024-03-15", kinds=None) == {"two", "three"}
+    assert await found(stores=["user_memory"], tags=["drink"], trust=["user"]) == {"one"}
+    assert await found(stores=[]) == set()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"store": ["user_memory"]},
+        {"stores": "user_memory"},
+        {"tags": [1]},
+        {"session_id": 1},
+        {"since": "yesterday-ish"},
+        {"until": 5},
+        {"since": "2024-13-45"},
+        [],
+        ["stores"],
+    ],
+)
+async def test_filters_that_are_none_are_refused(database: PostgresDatabase, wrong: Any) -> None:
+    with pytest.raises(InvalidLearning):
+        await database.call("match_memories", ADA, question="tea", filters=wrong)
+
+
+async def test_each_result_says_where_it_comes_from_and_why_it_was_found(database: PostgresDatabase) -> None:
+    await database.call("upsert_learning", ADA, learning=memory("Likes green tea", tags=["drink"]))
+    said = turn("Green tea for Melanie", 7, speaker="Melanie", valid_from="2024-05-01T00:00:00Z")
+    await database.call("upsert_learning", ADA, learning=said)
+
+    hits = await database.call("match_memories", ADA, question="Melanie and green tea")
+
+    assert [hit["content"] for hit in hits] == ["Green tea for Melanie", "Likes green tea"]
+    assert {key: hits[0][key] for key in ("store", "kind", "speaker", "session_id", "turn", "tags")} == {
+        "store": "conversation",
+        "kind": "user",
+        "speaker": "Melanie",
+        "session_id": "talk",
+        "turn": 7,
+        "tags": [],
+    }
+    assert hits[0]["valid_from"].startswith("2024-05-01")
+    assert hits[1]["tags"] == ["drink"]
+    assert [hit["why"]["words"]["rank"] for hit in hits] == [1, 2]
+    assert hits[0]["why"]["words"]["score"] == 1 > hits[1]["why"]["words"]["score"] > 0

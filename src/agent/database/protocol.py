@@ -230,6 +230,7 @@ JSON_ARGUMENTS = frozenset(
         "patterns",
         "outcomes",
         "sightings",
+        "filters",
     }
 )
 # Arguments whose type Postgres does not find out from text.
@@ -250,6 +251,7 @@ CASTS: dict[str, LiteralString] = dict.fromkeys(JSON_ARGUMENTS, "::jsonb") | {
     "the_alert_id": "::uuid",
     "the_notice_id": "::uuid",
     "the_silence_id": "::uuid",
+    "as_of": "::timestamptz",
     "attempt": "::integer",
     "delivered_version": "::bigint",
     "the_log_id": "::bigint",
