@@ -15,7 +15,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import retrieval_scale
+from benchmarks import retrieval_scale, retrieval_updates
 from benchmarks.environment import commit
 from benchmarks.retrieval_report import Section, row_table
 
@@ -34,7 +34,14 @@ def _scale(options: argparse.Namespace) -> Section:
     return retrieval_scale.section(timings, name)
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], Section]] = {"scale": _scale}
+def _updates(options: argparse.Namespace) -> Section:
+    return retrieval_updates.section(asyncio.run(retrieval_updates.measure(quick=options.quick, tell=_tell)))
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Section]] = {
+    "updates": _updates,
+    "scale": _scale,
+}
 
 
 def _name(options: argparse.Namespace) -> str:
