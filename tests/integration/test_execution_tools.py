@@ -177,6 +177,24 @@ def test_a_query_is_made_of_columns_filters_order_and_limit(executor: SafeExecut
     assert set(everything.rows[0]) == {"id", "name", "price"}
 
 
+def test_a_query_without_columns_reads_those_that_the_tenants_own_entry_lists(make: MakeExecutor) -> None:
+    tables = """
+[[table]]
+name = "shop.products"
+columns = ["id", "price"]
+tenants = ["other"]
+[[table]]
+name = "shop.products"
+columns = ["id", "name"]
+tenants = ["acme"]
+"""
+    query = {"table": "shop.products", "limit": 1}
+    found = portal().run_sync(make(tables, tenant="acme").assess("query_data", query, CAROL))
+    assert (str(found.risk), found.decision) == ("READ", "allow")
+    assert "name" in found.arguments_shown["sql"]
+    assert "price" not in found.arguments_shown["sql"]
+
+
 @pytest.mark.parametrize(
     "query",
     [

@@ -107,6 +107,35 @@ def test_whoever_resumes_does_not_become_who_asked(colour: str, make: MakeExecut
 
 
 @colours
+def test_a_tool_that_an_agent_wrote_is_asked_for_and_counted_once(
+    colour: str, make: MakeExecutor, deeds: Deeds
+) -> None:
+    rules = '[[rule]]\ntool = "add_up"\nrisk = "READ"\ndecision = "ask"\nper_hour = 2\n'
+    executor = make(rules)
+    who = Identity(tenant_id=executor.settings.tenant, user_id="carol")
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    code = "def run(a: int) -> int:\n    return a + 1\n"
+    portal().run_sync(
+        executor.library.create(
+            "add_up", "Adds one to a number.", code, schema, [{"arguments": {"a": 1}}], who
+        )
+    )
+    decide(executor, approvals(executor)[0], "approve")
+    written = portal().run_sync(executor.library.tools(who))
+    graph = builder(
+        calls(("add_up", {"a": 1}), ("add_up", {"a": 2})), written, executor, risks={"add_up": "READ"}
+    ).compile(checkpointer=InMemorySaver())
+    (pause,) = pauses(call(colour, graph, said("Go"), HERE))
+
+    answer = {"decisions": [{"type": "approve"}, {"type": "approve"}]}
+    result = call(colour, graph, Command(resume={pause.id: answer}), HERE)
+
+    told = answers_of_tools(result)
+    assert [(message.status, "not executed" in message.text) for message in told] == [("success", False)] * 2
+    assert ["2" in told[0].text, "3" in told[1].text] == [True, True]
+
+
+@colours
 def test_tools_of_the_executor_are_run_by_it(colour: str, make: MakeExecutor, deeds: Deeds) -> None:
     executor = make(registry=deeds.registry())
     graph = builder(

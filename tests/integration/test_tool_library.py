@@ -843,6 +843,34 @@ async def test_a_tool_that_the_policy_denies_does_not_run(learning_database: Thr
         assert world.changes == []
 
 
+async def test_a_direct_run_is_held_to_the_rules_of_the_policy_and_counted_in_their_limits(
+    learning_database: ThrowawayDatabase,
+) -> None:
+    rules = """
+[[rule]]
+tool = "add_up"
+decision = "ask"
+[[rule]]
+tool = "sum_up"
+decision = "allow"
+per_hour = 2
+"""
+    async with granting(learning_database, rules) as world:
+        await world.make("add_up", ADD, ADD_PARAMETERS, {"arguments": {"a": 1}})
+        await world.make("sum_up", ADD, ADD_PARAMETERS, {"arguments": {"a": 1}})
+
+        asked = await world.library.run("add_up", {"a": 1}, CAROL)
+        limited = [await world.library.run("sum_up", {"a": 1}, CAROL) for _ in range(3)]
+        (as_tool,) = [tool for tool in await world.library.tools(CAROL) if tool.name == "add_up"]
+
+        assert asked.status == "refused"
+        assert "rule 1 of the policy file says ask" in str(asked.error)
+        assert "SafeToolsMiddleware" in str(asked.error)
+        assert "was not executed" in await as_tool.ainvoke({"a": 1})
+        assert [one.status for one in limited] == ["succeeded", "succeeded", "refused"]
+        assert await world.queue.get_pending_approvals(CAROL) == []
+
+
 async def test_an_edit_does_not_let_a_tool_do_what_its_author_may_not(
     learning_database: ThrowawayDatabase,
 ) -> None:

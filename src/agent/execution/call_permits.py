@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from agent.database.protocol import Database
 
 _EXPIRY_SECONDS_MIN: Final = 1.0
+running_permit: ContextVar[Permit | None] = ContextVar("agent_running_permit", default=None)
+"""The permit of the LangChain tool that runs around this code."""
 
 
 class CallPermits:
@@ -139,6 +143,16 @@ class CallPermits:
                     f"{found.tool} was called {answer.get('used')} times in the last hour, and {per_hour} are allowed"
                 )
         return frozenset(key for key, _ in limits)
+
+
+@contextmanager
+def running_with(permit: Permit) -> Iterator[None]:
+    """Let the code of a LangChain tool know by which permit it runs."""
+    token = running_permit.set(permit)
+    try:
+        yield
+    finally:
+        running_permit.reset(token)
 
 
 def require_no_halt(reserved: Mapping[str, Any], tool: str) -> None:

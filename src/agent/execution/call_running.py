@@ -13,6 +13,7 @@ from langgraph.types import Command
 
 from agent.database.supabase import SupabaseDatabase
 from agent.execution.call_gate import CallGate
+from agent.execution.call_permits import running_with
 from agent.execution.execution_records import Permit
 from agent.execution.safe_executor import SafeExecutor
 from agent.execution.taint import call_around
@@ -69,7 +70,8 @@ def run_call(
     Args:
         tainted: whether the caller has read untrusted text; agents inside the tool start with that.
     """
-    with call_around(tainted=tainted, names=gate.tools.untrusted_tools) as inside:
+    around = call_around(tainted=tainted, names=gate.tools.untrusted_tools)
+    with around as inside, running_with(permit):
         try:
             result = handler(request)
         except BaseException as error:  # entered as it ended, and raised on, interrupts included
@@ -87,7 +89,8 @@ async def arun_call(
     tainted: bool,
 ) -> Result:
     """The async form of `run_call`."""
-    with call_around(tainted=tainted, names=gate.tools.untrusted_tools) as inside:
+    around = call_around(tainted=tainted, names=gate.tools.untrusted_tools)
+    with around as inside, running_with(permit):
         try:
             result = await handler(request)
         except Exception as error:  # entered as it ended, and raised on, interrupts included

@@ -79,7 +79,7 @@ class DecidedCalls:
         """Run a tool that an agent wrote; the library enters in the log what became of it."""
         name = permit.assessment.tool
         ran = await self._executor.library.run(
-            name, permit.assessment.arguments, caller.identity, tainted=caller.tainted
+            name, permit.assessment.arguments, caller.identity, tainted=caller.tainted, permit=permit
         )
         if permit.ticket is not None:
             await self._executor.settle(permit, ToolOutcome(error=ran.error))

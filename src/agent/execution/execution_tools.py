@@ -208,10 +208,10 @@ class _SqlTools:
         return await self._run(arguments.sql, context)
 
     async def appraise_query(self, arguments: QueryArguments, context: CallContext) -> Appraisal:
-        return await self._appraise(self._query(arguments), context)
+        return await self._appraise(self._query(arguments, context.identity.tenant_id), context)
 
     async def run_query(self, arguments: QueryArguments, context: CallContext) -> ToolOutcome:
-        return await self._run(self._query(arguments), context)
+        return await self._run(self._query(arguments, context.identity.tenant_id), context)
 
     async def appraise_update(self, arguments: UpdateArguments, context: CallContext) -> Appraisal:
         return await self._appraise(self._update(arguments), context)
@@ -236,11 +236,16 @@ class _SqlTools:
     def _update(arguments: UpdateArguments) -> str:
         return sql_building.update(arguments.table, key=arguments.key, values=arguments.values)
 
-    def _query(self, arguments: QueryArguments) -> str:
+    def _query(self, arguments: QueryArguments, tenant_id: str) -> str:
         columns = arguments.columns
         if columns is None:
             listed = next(
-                (table for table in self._executor.policy.tables if table.name == arguments.table), None
+                (
+                    table
+                    for table in self._executor.policy.tables
+                    if table.name == arguments.table and ("*" in table.tenants or tenant_id in table.tenants)
+                ),
+                None,
             )
             columns = list(listed.columns) if listed is not None and listed.columns is not None else []
         return sql_building.select(

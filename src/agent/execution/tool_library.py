@@ -10,6 +10,7 @@ import json
 import secrets
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from agent.approval.binding import shown
@@ -19,6 +20,8 @@ from agent.errors import ConflictError, InvalidRequest, LearningError, NotFound,
 from agent.events import emit
 from agent.execution.argument_schema import same_json
 from agent.execution.call_judging import judged, request_for, require_rights
+from agent.execution.call_permits import running_permit
+from agent.execution.execution_records import Permit
 from agent.execution.host_function import HostAnswer, HostFunction
 from agent.execution.taint import around_tainted, gives_untrusted, read_untrusted, untrusted_names
 from agent.execution.tool_definition import (
@@ -45,11 +48,11 @@ if TYPE_CHECKING:
     from agent.database.protocol import Database
     from agent.execution.safe_executor import SafeExecutor
 
-__all__ = ["CREATE_NEW_TOOL", "CREATE_RIGHTS", "ToolLibrary", "ToolRun", "shared_sandbox"]
+__all__ = ["CREATE_NEW_TOOL", "CREATE_RIGHTS", "ToolLibrary", "ToolRun"]
 
 _SHOWN_CHARACTERS_MAX = 300
-_AT_ONCE = 1_000
-"""Approvals that are read in one call."""
+_AT_ONCE = 1_000  # approvals that are read in one call
+_sandbox_of_process = cache(ToolSandbox)
 
 
 class ToolLibrary:
@@ -77,7 +80,7 @@ class ToolLibrary:
         self._database = database
         self._queue = queue
         self._executor = executor
-        self._sandbox = sandbox or shared_sandbox()
+        self._sandbox = sandbox or _sandbox_of_process()
         self._runner = ToolRunner(
             database,
             queue,
@@ -308,11 +311,14 @@ class ToolLibrary:
     def _as_langchain(self, version: ToolVersion, identity: Identity) -> BaseTool:
         from langchain_core.tools import StructuredTool
 
+        def ran(arguments: Mapping[str, Any]) -> Coroutine[Any, Any, ToolRun]:
+            return self.run(version.name, arguments, identity, permit=running_permit.get())
+
         async def run(**arguments: Any) -> str:
-            return (await self.run(version.name, arguments, identity)).text
+            return (await ran(arguments)).text
 
         def run_sync(**arguments: Any) -> str:
-            return portal().run_sync(self.run(version.name, arguments, identity)).text
+            return portal().run_sync(ran(arguments)).text
 
         return StructuredTool(
             name=version.name,
@@ -335,23 +341,27 @@ class ToolLibrary:
         *,
         tainted: bool = False,
         wait_seconds: float | None = None,
+        permit: Permit | None = None,
     ) -> Coroutine[Any, Any, ToolRun]:
         """Run the approved version of a tool. Raises neither for a refusal nor for a database that is away: see the
         status.
+
+        A run is counted in the limit of the rule that fits the tool, and refused where that rule asks for a person's
+        yes: `SafeToolsMiddleware` and `safe_tools` ask for one.
 
         Args:
             tainted: whether the agent has read untrusted text; then the tool's calls count as one level more dangerous.
             wait_seconds: longest wait for the approval of a call; after it the run is put away, and `resume` goes on.
                 `None`: that of the library.
+            permit: of the executor for this call, which was asked for and counted; `None`: there is none.
         """
         # Looked up here: see `SafeExecutor.execute`.
         inside, names = read_untrusted.get(), untrusted_names.get()
         tainted = tainted or around_tainted.get() or bool(inside and inside[0])
+        options: dict[str, Any] = {"untrusted": names, "wait_seconds": wait_seconds, "permit": permit}
 
         async def run() -> ToolRun:
-            ran = await self._runner.run(
-                name, arguments, identity, tainted=tainted, untrusted=names, wait_seconds=wait_seconds
-            )
+            ran = await self._runner.run(name, arguments, identity, tainted=tainted, **options)
             if inside is not None and ran.read_untrusted:
                 inside[0] = True
             return ran
@@ -488,13 +498,3 @@ class ToolLibrary:
 
 def _short(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)[:_SHOWN_CHARACTERS_MAX]
-
-
-_shared: list[ToolSandbox] = []
-
-
-def shared_sandbox() -> ToolSandbox:
-    """The sandbox of this process."""
-    if not _shared:
-        _shared.append(ToolSandbox())
-    return _shared[0]

@@ -21,12 +21,15 @@ from agent.errors import (
 )
 from agent.events import emit
 from agent.execution.argument_schema import check_arguments
+from agent.execution.call_judging import judged
 from agent.execution.call_permits import require_no_halt
 from agent.execution.execution_policy import rule_on
+from agent.execution.execution_records import Permit
 from agent.execution.result_text import as_recorded, inert
 from agent.execution.tool_definition import ToolVersion
 from agent.execution.tool_hosting import ToolHosting
 from agent.execution.tool_pauses import NOT_OURS, ToolPauses
+from agent.execution.tool_registry import Appraisal
 from agent.execution.tool_run import RunProgress, ToolRun, ended_run
 from agent.execution.tool_sandbox import SandboxResult, ToolSandbox
 from agent.execution.usable_tools import UsableTools
@@ -79,12 +82,19 @@ class ToolRunner:
         tainted: bool = False,
         untrusted: frozenset[str] = frozenset(),
         wait_seconds: float | None = None,
+        permit: Permit | None = None,
     ) -> ToolRun:
         """As `ToolLibrary.run`; `untrusted` as in `taint.untrusted_names`."""
         seconds = self._wait_seconds if wait_seconds is None else wait_seconds
         try:
             return await self._run(
-                name, arguments, identity, tainted=tainted, untrusted=untrusted, wait_seconds=seconds
+                name,
+                arguments,
+                identity,
+                tainted=tainted,
+                untrusted=untrusted,
+                wait_seconds=seconds,
+                permit=permit,
             )
         except (InvalidRequest, NotFound, Refused) as error:
             return await self._turned_down(name, arguments, identity, error)
@@ -106,6 +116,7 @@ class ToolRunner:
         tainted: bool,
         untrusted: frozenset[str],
         wait_seconds: float,
+        permit: Permit | None,
     ) -> ToolRun:
         if not isinstance(name, str) or not isinstance(arguments, Mapping):
             raise InvalidRequest("a tool is run by its name, with an object of arguments")
@@ -116,7 +127,10 @@ class ToolRunner:
         )
         self._require_no_denial(version, identity)
         checked = check_arguments(dict(arguments), version.parameters)
-        await self._require_no_halt(version, identity)
+        if permit is not None and permit.assessment.tool == name:
+            await self._require_no_halt(version, identity)
+        else:
+            await self._admit(version, checked, identity)
         progress = RunProgress(
             tool=version,
             identity=identity,
@@ -197,6 +211,33 @@ class ToolRunner:
         )
         if ruling.decision == "deny":
             raise Refused(ruling.why)
+
+    async def _admit(self, version: ToolVersion, arguments: Mapping[str, Any], identity: Identity) -> None:
+        """Hold a run that nobody gave a permit for to the policy's rules, and count it in their limits.
+
+        Raises:
+            Refused: a rule wants a person's yes, or its limit is used up, or the kill switch is on.
+        """
+        found = judged(
+            self._executor.policy,
+            Appraisal(risk=Risk.READ),
+            tool=version.name,
+            tool_version=str(version.version),
+            target="",
+            kind="action",
+            arguments=arguments,
+            identity=identity,
+            tainted=False,
+            thread_id=None,
+            tool_call_id=None,
+            rights=(),  # those of what its code calls were checked with the version
+        )
+        if found.decision != "allow":
+            raise Refused(
+                f"{found.why}, and a direct run asks nobody. Put the tool into an agent with SafeToolsMiddleware, or "
+                "into the node safe_tools: they ask for an approval of each call and run it with that"
+            )
+        await self._executor.permits.count(found, identity)
 
     async def _require_no_halt(self, version: ToolVersion, identity: Identity) -> None:
         answer = await self._database.call(
