@@ -8,6 +8,7 @@ are in a handful). Three memories of ten begin with "User", as what models extra
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -55,6 +56,7 @@ class MadeTexts:
 
     def __init__(self) -> None:
         self._vocabulary = _vocabulary()
+        self._rank = {word: rank for rank, word in enumerate(self._vocabulary.words)}
 
     def memories(self) -> Iterator[str]:
         """Sentences of 5 to 40 words, without end."""
@@ -91,6 +93,12 @@ class MadeTexts:
             )
             found.append(" ".join(words) + "?")
         return found
+
+    def question_about(self, memory: str) -> str:
+        """Four of the eight commonest words of a memory, of those that are no stop words."""
+        words = {word for word in memory[:-1].split() if word in self._rank}
+        commonest = sorted(words, key=self._rank.__getitem__)[:8]
+        return " ".join(random.Random(memory).sample(commonest, min(4, len(commonest)))) + "?"
 
     def _draw(self, chance: np.random.Generator, count: int) -> np.ndarray:
         stop = chance.choice(np.array(_STOP, dtype=object), count)

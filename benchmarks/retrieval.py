@@ -28,10 +28,10 @@ def _tell(line: str) -> None:
 
 def _scale(options: argparse.Namespace) -> Section:
     sizes = retrieval_scale.QUICK_SIZES if options.quick else retrieval_scale.SIZES
-    timings = asyncio.run(retrieval_scale.measure(sizes, _tell))
+    measurement = asyncio.run(retrieval_scale.measure(sizes, _tell))
     name = f"{_name(options)}.svg"
-    (options.out / name).write_text(retrieval_scale.growth_plot(timings))
-    return retrieval_scale.section(timings, name)
+    (options.out / name).write_text(retrieval_scale.growth_plot(measurement.timings))
+    return retrieval_scale.section(measurement, name)
 
 
 def _updates(options: argparse.Namespace) -> Section:
