@@ -1108,8 +1108,11 @@ async def test_connections_go_back_to_the_pool_without_an_identity(
     assert pool is not None
 
     async def look() -> list[Any]:
-        async with pool.connection() as connection:
+        connection = await pool.take(timeout=10)
+        try:
             query = "SELECT coalesce(current_setting(name, true), '') FROM unnest(%s::text[]) AS name"
             return await (await connection.execute(query, (list(_SETTINGS[:4]),))).fetchall()
+        finally:
+            await pool.give_back(connection)
 
     assert await portal().run(look()) == [("",)] * 4

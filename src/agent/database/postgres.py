@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 import weakref
 from collections.abc import Callable
@@ -11,13 +10,12 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-import orjson
 import psycopg
 from psycopg import sql
-from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from agent.database.connection_errors import check_address, explain, plain_address
+from agent.database.connections import Connection, Connections
 from agent.database.protocol import CASTS, JSON_ARGUMENTS, Database, clean, refusal, to_json
 from agent.errors import DatabaseUnavailable, LearningError
 from agent.identity import Identity
@@ -43,8 +41,9 @@ class PostgresDatabase(Database):
 
     def __init__(self, url: str, *, connections_max: int = 10) -> None:
         self._url = url
+        self._prepares = True
         self._connections_max = connections_max
-        self._pool: AsyncConnectionPool | None = None
+        self._pool: Connections | None = None
         self._opening: asyncio.Lock | None = None
         self._down_until = 0.0
         self._down_because = ""
@@ -80,10 +79,11 @@ class PostgresDatabase(Database):
         while True:
             pool = await self._open_pool()
             try:
-                async with pool.connection(timeout=_CONNECT_SECONDS) as connection:
-                    cursor = await connection.execute(statement, values)
-                    row = await cursor.fetchone()
-                    return row[0] if row else None
+                connection = await pool.take(timeout=_CONNECT_SECONDS)
+                try:
+                    return await connection.value_of(statement, values.values(), prepare=self._prepares)
+                finally:
+                    await pool.give_back(connection)
             except PoolTimeout:
                 raise self._away(
                     f"No connection to {plain_address(self._url)} became free or could be made."
@@ -103,14 +103,12 @@ class PostgresDatabase(Database):
                 ) from None
 
     def _statement(self, function: str, names: tuple[str, ...]) -> bytes:
-        """`SELECT public.f(a => %(a)s)`; made once per function and set of arguments."""
+        """`SELECT public.f(a => $1)`; made once per function and set of arguments."""
         statement = self._statements.get((function, names))
         if statement is None:
             parts = [
-                sql.SQL("{} => {}{}").format(
-                    sql.Identifier(name), sql.Placeholder(name), sql.SQL(CASTS.get(name, ""))
-                )
-                for name in names
+                sql.SQL("{} => {}").format(sql.Identifier(name), sql.SQL(f"${number}{CASTS.get(name, '')}"))
+                for number, name in enumerate(names, start=1)
             ]
             whole = sql.SQL("SELECT {}({})").format(
                 sql.Identifier("public", function), sql.SQL(", ").join(parts)
@@ -119,7 +117,7 @@ class PostgresDatabase(Database):
             self._statements[function, names] = statement
         return statement
 
-    async def _open_pool(self) -> AsyncConnectionPool:
+    async def _open_pool(self) -> Connections:
         if self._pool is not None:
             return self._pool
         if time.monotonic() < self._down_until:
@@ -130,21 +128,18 @@ class PostgresDatabase(Database):
                 if time.monotonic() < self._down_until:
                     raise DatabaseUnavailable(self._down_because)
                 await self._try_connection()
-                pool = AsyncConnectionPool(
+                self._prepares = urlsplit(self._url).port != _POOLER_PORT
+                connecting = AsyncConnectionPool(
                     self._url,
+                    connection_class=Connection,
                     min_size=1,
                     max_size=self._connections_max,
                     open=False,
-                    configure=_configure,
-                    kwargs={
-                        "autocommit": True,
-                        "connect_timeout": _CONNECT_SECONDS,
-                        "prepare_threshold": None if urlsplit(self._url).port == _POOLER_PORT else 2,
-                    },
+                    kwargs={"autocommit": True, "connect_timeout": _CONNECT_SECONDS},
                     name="agent-learning",
                 )
-                await pool.open()
-                self._pool = pool
+                await connecting.open()
+                pool = self._pool = Connections(connecting)
                 if self._leave is None:
                     self._leave = partial(_close_at_exit, weakref.ref(self))
                     portal().at_exit(self._leave)
@@ -170,7 +165,7 @@ class PostgresDatabase(Database):
         self._down_because = f"{because} `agent doctor` tries it."
         return DatabaseUnavailable(self._down_because)
 
-    async def _drop_pool(self, failed: AsyncConnectionPool | None = None) -> None:
+    async def _drop_pool(self, failed: Connections | None = None) -> None:
         """Close the pool, or only this one: another call may have put a good one in its place."""
         if failed is not None and self._pool is not failed:
             return
@@ -181,7 +176,7 @@ class PostgresDatabase(Database):
         if self._forgotten is not None:
             self._forgotten.detach()
         if pool is not None:
-            await pool.close(timeout=1)
+            await pool.close()
 
     async def _close(self) -> None:
         await self._drop_pool()
@@ -194,19 +189,7 @@ def _close_at_exit(database: weakref.ref[PostgresDatabase]) -> None:
         portal().run_sync(found.close())
 
 
-def _give_back(pool: AsyncConnectionPool, leave: Callable[[], None]) -> None:
+def _give_back(pool: Connections, leave: Callable[[], None]) -> None:
     """Close the pool of a database that nobody has any more."""
     portal().forget(leave)
-    portal().submit(pool.close(timeout=1))
-
-
-async def _configure(connection: psycopg.AsyncConnection[Any]) -> None:
-    set_json_loads(_read_json, connection)
-
-
-def _read_json(document: str | bytes) -> Any:
-    """A document as JSON; one number that the quick reader has no room for must not hide all others."""
-    try:
-        return orjson.loads(document)
-    except orjson.JSONDecodeError:
-        return json.loads(document)
+    portal().submit(pool.close())
