@@ -2,7 +2,8 @@
 
 Weeks of series are drawn at fixed seeds: event rates from 1 to 200 an hour, shares of failures, a pattern of the day,
 more variance than Poisson has. Printed for each: false alarms a week, and the time to see a doubling, beside two usual
-rules (twice the mean; three standard deviations). All of it is also left in `benchmarks/results/monitor_simulation.md`.
+rules (twice the mean; three standard deviations) and beside the best tests there are for who knows the true rate and
+the true change (`monitor_oracles.py`). All of it is also left in `benchmarks/results/monitor_simulation.md`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from agent.monitoring.detectors import Baseline, Count, CumulatedSum, fit_baseline, limit_for
 from agent.monitoring.exact_tests import poisson_tail
 from benchmarks.environment import commit
+from benchmarks.monitor_oracles import ORACLES, Oracle, threshold_for
 
 RESULTS = Path(__file__).parent / "results" / "monitor_simulation.md"
 LOOK = timedelta(minutes=5)
@@ -31,6 +33,8 @@ WATCHED_LOOKS_MAX = 24 * LOOKS_AN_HOUR
 WINDOW_LOOKS = 6
 START = datetime(2026, 1, 5, tzinfo=UTC)
 GOAL_MINUTES = 30.0
+ORACLE_WEEKS = 4
+"""For the thresholds of those who know all so many times the weeks that the others are looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +83,7 @@ class Draw:
             shape = series.per_hour / (series.dispersion - 1)
             self._factor = self._random.gammavariate(shape, 1 / shape)
         self._hour = hour
-        swing = 1 + series.daily * math.sin(2 * math.pi * (at.hour + at.minute / 60) / 24)
-        expected = series.per_hour / LOOKS_AN_HOUR * swing * self._factor
+        expected = usual(series, at) * self._factor
         if series.share is None:
             return Count(at=at, exposure=1 / LOOKS_AN_HOUR, events=self.poisson(expected * times))
         trials = self.poisson(expected / series.share)
@@ -94,6 +97,31 @@ class Draw:
             events += 1
             waited += self._random.expovariate(1.0)
         return events
+
+
+def usual(series: Series, at: datetime) -> float:
+    """How many events a look at this time has without a change, on average."""
+    swing = 1 + series.daily * math.sin(2 * math.pi * (at.hour + at.minute / 60) / 24)
+    return series.per_hour / LOOKS_AN_HOUR * swing
+
+
+def log_ratio(series: Series, count: Count) -> float:
+    """The logarithm of how much likelier a look is where events come twice as often, for who knows the series."""
+    if series.share is None:
+        return count.events * math.log(2) - usual(series, count.at)
+    higher = min(2 * series.share, 1.0)
+    return count.events * math.log(higher / series.share) + (count.exposure - count.events) * math.log(
+        (1 - higher) / (1 - series.share)
+    )
+
+
+def oracles_for(series: Series, *, weeks: int, seed: int) -> dict[str, float]:
+    """The thresholds of those who know all, for one false alarm a week; of scattered series nobody knows all."""
+    if series.dispersion > 1:
+        return {}
+    draw = Draw(series, seed)
+    ratios = [log_ratio(series, draw.look(START + LOOK * n)) for n in range(weeks * LOOKS_A_WEEK)]
+    return {name: threshold_for(make, ratios, weeks) for name, make in ORACLES.items()}
 
 
 def hours_of(looks: Sequence[Count]) -> list[Count]:
@@ -188,13 +216,16 @@ class Found:
 
 def simulate(series: Series, *, weeks: int, doublings: int, seed: int) -> dict[str, Found]:
     """False alarms over weeks without a change, and times to see a doubling."""
-    alarms = dict.fromkeys(RULES, 0)
+    thresholds = oracles_for(series, weeks=ORACLE_WEEKS * weeks, seed=seed + 50_000)
+    names = (*RULES, *thresholds)
+    alarms = dict.fromkeys(names, 0)
     is_share = series.share is not None
     for week in range(weeks):
         draw = Draw(series, seed + week)
         looks = [draw.look(START + LOOK * n) for n in range(HISTORY_HOURS * LOOKS_AN_HOUR + LOOKS_A_WEEK)]
         hours = hours_of(looks)
         rules = {name: make(hours[:HISTORY_HOURS], is_share) for name, make in RULES.items()}
+        oracles = {name: Oracle(ORACLES[name], limit) for name, limit in thresholds.items()}
         was = dict.fromkeys(RULES, False)
         for n, look in enumerate(looks[HISTORY_HOURS * LOOKS_AN_HOUR :]):
             for name, rule in rules.items():
@@ -204,22 +235,27 @@ def simulate(series: Series, *, weeks: int, doublings: int, seed: int) -> dict[s
                 is_alarm = rule.add(look)
                 alarms[name] += is_alarm and not was[name]
                 was[name] = is_alarm
-    minutes: dict[str, list[float]] = {name: [] for name in RULES}
+            for name, oracle in oracles.items():
+                alarms[name] += oracle.add(log_ratio(series, look))
+    minutes: dict[str, list[float]] = {name: [] for name in names}
     for number in range(doublings):
         draw = Draw(series, seed + 10_000 + number // 20)
         if number % 20 == 0:  # twenty doublings after each history
             looks = [draw.look(START + LOOK * n) for n in range(HISTORY_HOURS * LOOKS_AN_HOUR)]
             hours = hours_of(looks)
-        rules = {name: make(hours, is_share) for name, make in RULES.items()}
-        again = Draw(series, seed + 20_000 + number)
+        sees: dict[str, Callable[[Count], bool]] = {
+            name: make(hours, is_share).add for name, make in RULES.items()
+        }
+        for name, limit in thresholds.items():
+            sees[name] = _knowing(series, Oracle(ORACLES[name], limit))
         begin = START + timedelta(hours=HISTORY_HOURS + number % 24)
         before = 6 * LOOKS_AN_HOUR
-        for name, rule in rules.items():
+        for name, is_seen in sees.items():
             again = Draw(series, seed + 20_000 + number)  # the same for all
             for n in range(before):
-                rule.add(again.look(begin + LOOK * (n - before)))
+                is_seen(again.look(begin + LOOK * (n - before)))
             seen = next(
-                (n for n in range(WATCHED_LOOKS_MAX) if rule.add(again.look(begin + LOOK * n, 2.0))),
+                (n for n in range(WATCHED_LOOKS_MAX) if is_seen(again.look(begin + LOOK * n, 2.0))),
                 None,
             )
             minutes[name].append(math.inf if seen is None else 5.0 * (seen + 1))
@@ -230,8 +266,12 @@ def simulate(series: Series, *, weeks: int, doublings: int, seed: int) -> dict[s
             p90_minutes=sorted(minutes[name])[math.ceil(0.9 * doublings) - 1],
             within_goal=sum(each <= GOAL_MINUTES for each in minutes[name]) / doublings,
         )
-        for name in RULES
+        for name in names
     }
+
+
+def _knowing(series: Series, oracle: Oracle) -> Callable[[Count], bool]:
+    return lambda count: oracle.add(log_ratio(series, count))
 
 
 def most_that_any_rule_sees(per_hour: float) -> float:
@@ -273,11 +313,22 @@ def as_markdown(found: dict[str, dict[str, Found]], *, weeks: int, doublings: in
             )
     worst = max(rules["ours"].false_alarms_a_week for rules in found.values())
     twenty = found["20 events an hour"]["ours"]
+    knowing = [found["20 events an hour"][name] for name in ORACLES]
+    knows_all = (
+        "`knows all` are tests that are given the true rate and the true change, with a threshold found by simulation "
+        "at which they raise once a week: Page's cumulated sum; Shiryaev and Roberts' sum, which has the least mean "
+        "delay of all such tests; and the latter over the last half hour alone, made for this goal. At 20 events an "
+        f"hour the best median among them is {min(one.median_minutes for one in knowing):g} minutes and the largest "
+        f"share within 30 minutes {max(one.within_goal for one in knowing):.0%}; ours, which has to learn the rate, "
+        f"has {twenty.median_minutes:g} minutes and {twenty.within_goal:.0%}."
+    )
     lines += [
         "",
         "No rule with one false alarm a week sees more of the doublings of a Poisson rate within 30 minutes than "
         + ", ".join(f"{most_that_any_rule_sees(rate):.0%} at {rate} an hour" for rate in (10, 20, 50, 100))
         + " (Neyman and Pearson's bound for one half hour).",
+        "",
+        knows_all,
         "",
         "| goal | found | reached |",
         "|---|---|---|",

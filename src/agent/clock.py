@@ -1,7 +1,8 @@
 """Clocks: work that is done once per interval, however many processes run it (D7).
 
 APScheduler ticks in every replica; the storage function `tick` claims each time slot once and orders its work from the
-queue; the worker that gets the job leases the tick. What a dead worker had begun is begun again by another.
+queue; the worker that gets the job (`clock_worker.py`: one for all clocks of a process) leases the tick. What a dead
+worker had begun is begun again by another.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from agent import telemetry
-from agent.database.opening import queue_url
+from agent.clock_worker import ClockWorker, clock_workers
 from agent.database.supabase import SupabaseDatabase
 from agent.errors import ConfigurationError, DatabaseUnavailable, LearningError
 from agent.events import emit
 from agent.identity import Identity
-from agent.jobs import Worker, run_forever
+from agent.jobs import ends_quietly
 from agent.portal import forget_in_forked_child, portal
 
 if TYPE_CHECKING:
@@ -41,8 +42,21 @@ _BEAT_SECONDS_MIN: Final = 0.1
 _CYCLE_INTERVALS: Final = 3
 _CYCLE_TIME_MIN: Final = timedelta(minutes=15)
 _CLEANUP_SECONDS: Final = 5.0
-_WORKER_GRACE: Final = timedelta(seconds=3)
 _TOLD_MAX: Final = 300
+
+
+class Service(Protocol):
+    """Something that runs in the background of a process until it is stopped."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped."""
+
+    async def start(self) -> None:
+        """Begin; again is no matter."""
+
+    async def stop(self) -> None:
+        """End, and wait for the end of what runs just now."""
 
 
 class HandedBack(Exception):
@@ -115,8 +129,9 @@ class Clock:
         self.replica = f"{socket.gethostname()[:100]}:{os.getpid()}:{secrets.token_hex(3)}"
         self._scheduler: AsyncIOScheduler | None = None
         self._stopping = asyncio.Event()
-        self._worker: Worker | None = None
-        self._working: asyncio.Task[None] | None = None
+        self._direct: asyncio.Task[None] | None = None
+        self._worker: ClockWorker | None = None
+        self._working: set[asyncio.Task[None]] = set()
         self._running: asyncio.Task[None] | None = None
         self._is_told = False
 
@@ -135,7 +150,7 @@ class Clock:
 
     async def work(self) -> None:
         """Do the ticks that are open, oldest first, until none is: what the queue's worker calls. In any event loop."""
-        await portal().run(self._work())
+        await portal().run(self._work_until_done())
 
     # --- ticking
 
@@ -147,7 +162,7 @@ class Clock:
         beat = min(self.interval / 2, self._settings.stalled_after / 3).total_seconds()
         self._scheduler = AsyncIOScheduler(timezone="UTC")
         self._scheduler.add_job(
-            self._beat,
+            ends_quietly(self._beat),
             "interval",
             seconds=max(beat, _BEAT_SECONDS_MIN),
             next_run_time=datetime.now(UTC),
@@ -174,32 +189,17 @@ class Clock:
             self._is_told = False
         if ticked["claimed"]:
             emit("clock_ticked", clock=self.name, slot=ticked["slot"])
-        is_idle = self._working is None or self._working.done()
-        if is_idle and not self._stopping.is_set():
-            if not isinstance(self._database, SupabaseDatabase):
-                self._working = asyncio.create_task(self._serve(ticked["queue"]))
-            elif ticked["open"]:
-                self._working = asyncio.create_task(self._work_directly())
-
-    async def _serve(self, queue: str) -> None:
-        try:
-            self._worker = Worker(
-                await queue_url(self._database),
-                [],
-                queues=[queue],
-                concurrency=1,
-                stalled_after=self._settings.stalled_after,
-                database=self._database,
-                clocks={(self._settings.tenant, self.name): self.work},
-            )
-            if not self._stopping.is_set():
-                await run_forever(self._worker)
-        except Exception as error:  # noqa: BLE001 - nobody awaits this task while the clock runs; the next beat begins anew
-            emit("worker_failed", error=_shortly(error))
+        if self._stopping.is_set():
+            return
+        if not isinstance(self._database, SupabaseDatabase):
+            self._worker = clock_workers.of(self._database, self._settings.stalled_after)
+            self._worker.serve(self._settings.tenant, self.name, ticked["queue"], self.work)
+        elif ticked["open"] and not self._working:
+            self._direct = asyncio.create_task(self._work_directly())
 
     async def _work_directly(self) -> None:
         try:
-            await self._work()
+            await self._work_until_done()
         except LearningError as error:
             emit("clock_unavailable", clock=self.name, reason=_shortly(error))
 
@@ -207,6 +207,12 @@ class Clock:
         return await self._database.call(function, self._identity, the_clock=self.name, **arguments)
 
     # --- working
+
+    async def _work_until_done(self) -> None:
+        working = asyncio.create_task(self._work())
+        self._working.add(working)
+        working.add_done_callback(self._working.discard)
+        await working
 
     async def _work(self) -> None:
         while not self._stopping.is_set():
@@ -347,13 +353,13 @@ class Clock:
         if running is not None and not running.done():
             await asyncio.wait({running}, timeout=self._settings.exit_timeout.total_seconds())
             await _cancel(running)
-        # Asked and not cancelled: a queue that is cancelled while it opens leaves connections behind.
-        if self._worker is not None:
-            self._worker.stop(_WORKER_GRACE)
-        if self._working is not None:
-            await asyncio.wait({self._working}, timeout=_WORKER_GRACE.total_seconds() + _CLEANUP_SECONDS)
-            await _cancel(self._working)
-        self._worker = self._working = None
+        if self._working:
+            await asyncio.wait(self._working, timeout=_CLEANUP_SECONDS)
+        for working in tuple(self._working):
+            await _cancel(working)
+        worker, self._worker = self._worker, None
+        if worker is not None and worker.leave(self._settings.tenant, self.name, self.work):
+            await clock_workers.end(worker)
         portal().forget(self._finish_at_exit)
         try:
             async with asyncio.timeout(_CLEANUP_SECONDS):

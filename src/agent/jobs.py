@@ -36,6 +36,7 @@ _HEARTBEATS_BEFORE_STALLED = 3
 _SPOOL_INTERVAL = timedelta(seconds=15)
 _FETCH_INTERVAL_SECONDS = 1.0
 _REGISTERED_SECONDS = 0.02  # how often to look whether the queue knows a new worker
+_CONNECTIONS_MAX = 4
 _CONNECTION_SECONDS_MAX = 10.0  # without one for so long the database is away
 _GRACE = timedelta(seconds=60)
 
@@ -98,6 +99,16 @@ class _Connector(procrastinate.PsycopgConnector):
             await super().execute_query_async(query, **arguments)
 
 
+def ends_quietly(work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+    """For APScheduler, which cancels what runs when it is shut down and would log that as an error."""
+
+    async def run() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await work()
+
+    return run
+
+
 class _OthersClock(Exception):
     """The job is for a clock of other processes: a worker of all queues took it and gives it back."""
 
@@ -121,9 +132,9 @@ async def queue_app(
         conninfo=url,
         configure=configure,
         min_size=1,
-        max_size=4,
+        max_size=_CONNECTIONS_MAX if machines else 1,
         timeout=_CONNECTION_SECONDS_MAX,
-        kwargs={"connect_timeout": 5},
+        kwargs={"connect_timeout": 5, "fallback_application_name": "agent-queue"},
         name="agent-queue",
     )
     app = procrastinate.App(connector=connector)
@@ -139,7 +150,7 @@ async def queue_app(
 
     @app.task(name=TICK, retry=gives_back)
     async def tick(identity: dict[str, str], clock: str) -> None:
-        work = (clocks or {}).get((identity["tenant_id"], clock))
+        work = None if clocks is None else clocks.get((identity["tenant_id"], clock))
         if work is None:
             raise _OthersClock(clock)
         await work()
@@ -152,6 +163,9 @@ class Worker:
     """Takes jobs of some queues and does them with the machines and clocks given, until it is stopped.
 
     Beside it a clock gives the jobs of dead workers to the living and delivers spooled runs.
+
+    One without machines does ticks alone: minutes lie between them, so it listens for no notifications, looks once a
+    second, and needs one connection.
 
     Args:
         url: the Postgres that holds the queue.
@@ -184,7 +198,8 @@ class Worker:
         self._machines = machines
         self._database = database
         self._clocks = clocks
-        self._queues = queues
+        self._queues = None if queues is None else list(queues)
+        self._queues_changed = asyncio.Event()
         self._concurrency = concurrency
         self._stalled_after = stalled_after
         self._stopping = asyncio.Event()
@@ -194,6 +209,18 @@ class Worker:
         """Take no more jobs; those at hand get this long, then are left to be rescued. For the worker's own loop."""
         self._grace = grace
         self._stopping.set()
+
+    def serve(self, queue: str) -> None:
+        """Work on this queue too, within a second; one of all queues does already. For the worker's own loop."""
+        if self._queues is not None and queue not in self._queues:
+            self._queues.append(queue)
+            self._queues_changed.set()
+
+    def leave(self, queue: str) -> None:
+        """Take no more jobs of this queue."""
+        if self._queues is not None and queue in self._queues:
+            self._queues.remove(queue)
+            self._queues_changed.set()
 
     @property
     def stopping(self) -> bool:
@@ -211,9 +238,11 @@ class Worker:
         async with queue_app(self._url, self._machines, self._clocks) as app:
             clock = AsyncIOScheduler(timezone="UTC")
             interval = max(self._stalled_after.total_seconds() / 2, 0.5)
-            clock.add_job(self._rescue, "interval", seconds=interval, max_instances=1, coalesce=True)
             clock.add_job(
-                self._deliver,
+                ends_quietly(self._rescue), "interval", seconds=interval, max_instances=1, coalesce=True
+            )
+            clock.add_job(
+                ends_quietly(self._deliver),
                 "interval",
                 seconds=_SPOOL_INTERVAL.total_seconds(),
                 max_instances=1,
@@ -230,39 +259,43 @@ class Worker:
                 fetch_job_polling_interval=_FETCH_INTERVAL_SECONDS,
                 update_heartbeat_interval=heartbeat,
                 stalled_worker_timeout=self._stalled_after.total_seconds(),
+                listen_notify=bool(self._machines),
                 delete_jobs="successful",
             )
             working = asyncio.create_task(worker.run())  # type: ignore[no-untyped-call]
             asked = asyncio.create_task(self._stopping.wait())
+            saying = asyncio.create_task(self._say_queues(app, worker))
             clock.start()
             try:
-                await self._say_queues(app, worker, working)
-                await asyncio.wait({working, asked}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({working, asked, saying}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 clock.shutdown(wait=False)
                 asked.cancel()
+                saying.cancel()
+                await asyncio.wait({saying})
                 # The first cancellation lets jobs at hand finish, the second does not; one may come too early to count.
                 while not working.done():
                     working.cancel()
                     await asyncio.wait({working}, timeout=self._grace.total_seconds())
             if not self.stopping:
+                if not saying.cancelled():
+                    saying.result()
                 working.result()
 
-    async def _say_queues(
-        self, app: procrastinate.App, worker: procrastinate.worker.Worker, working: asyncio.Task[None]
-    ) -> None:
-        """Let others see for which queues this worker lives."""
-        if self._queues is None:
-            return
-        while worker.worker_id is None:
-            if working.done() or self.stopping:
-                return
+    async def _say_queues(self, app: procrastinate.App, worker: procrastinate.worker.Worker) -> None:
+        """Let others see for which queues this worker lives, as long as it does."""
+        while worker.worker_id is None:  # noqa: ASYNC110 - nobody is told when the queue knows it
             await asyncio.sleep(_REGISTERED_SECONDS)
-        await app.connector.execute_query_async(
-            "INSERT INTO agent_queue.agent_worker (worker_id, queues) VALUES (%(worker_id)s, %(queues)s)",
-            worker_id=worker.worker_id,
-            queues=list(self._queues),
-        )
+        while self._queues is not None:
+            self._queues_changed.clear()
+            await app.connector.execute_query_async(
+                "INSERT INTO agent_queue.agent_worker (worker_id, queues) VALUES (%(worker_id)s, %(queues)s) "
+                "ON CONFLICT (worker_id) DO UPDATE SET queues = excluded.queues",
+                worker_id=worker.worker_id,
+                queues=list(self._queues),
+            )
+            await self._queues_changed.wait()
+        await asyncio.Event().wait()
 
     async def _rescue(self) -> None:
         try:

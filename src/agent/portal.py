@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures.thread  # registers its own exit first: see portal()
+import contextlib
 import contextvars
 import os
 import threading
@@ -17,6 +18,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
+
+_GIVE_UP_SECONDS = 1.0
 
 
 class Portal:
@@ -98,6 +101,22 @@ class Portal:
             finish()
         self._at_exit.clear()
 
+    def give_up(self) -> None:
+        """Cancel what runs here still, when the interpreter exits: left as it is, the loop would complain of it."""
+        if self.pid != os.getpid():
+            return
+
+        async def cancel() -> None:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+
+        with contextlib.suppress(
+            concurrent.futures.TimeoutError
+        ):  # it computes: then it ends with the process
+            self.submit(cancel()).result(_GIVE_UP_SECONDS)
+
 
 class Forkable(Protocol):
     """What holds connections, tasks or locks of a portal."""
@@ -159,7 +178,8 @@ def workbench() -> Portal:
     """A second loop of this process, for background work that computes for long: in the portal the calls of agents
     would wait for it.
 
-    Nothing is finished in it when the interpreter exits: who hands work over waits for its end in the portal.
+    Nothing is finished in it when the interpreter exits: who hands work over waits for its end in the portal, and what
+    nobody waits for is cancelled after that.
     """
     found = _workbenches.get(os.getpid())
     if found is None:
@@ -167,4 +187,5 @@ def workbench() -> Portal:
             found = _workbenches.get(os.getpid())
             if found is None:
                 found = _workbenches[os.getpid()] = Portal()
+                atexit.register(found.give_up)  # later than the portal's `leave`
     return found

@@ -54,8 +54,8 @@ BEGIN
             USING ((SELECT current_setting('agent.reach', true)) = 'everywhere')
         $policy$, target);
     END LOOP;
-    -- The monitor looks over all tenants and changes nothing of theirs.
-    FOREACH target IN ARRAY ARRAY['agent_run', 'agent_outcome', 'agent_memory', 'agent_tool_call'] LOOP
+    -- The monitor looks over all tenants and changes nothing of theirs; runs it may see by of_all_tenants.
+    FOREACH target IN ARRAY ARRAY['agent_outcome', 'agent_memory', 'agent_tool_call'] LOOP
         EXECUTE format($policy$
             CREATE POLICY of_the_monitor ON public.%I FOR SELECT TO agent_app
             USING ((SELECT current_setting('agent.reach', true)) = 'everywhere')

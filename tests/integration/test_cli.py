@@ -711,12 +711,37 @@ def test_a_machine_that_is_none_is_wrong_usage(
     assert reason in " ".join(re.sub(r"[│\s]+", " ", result.stderr).split())
 
 
-def test_a_worker_on_a_database_without_the_schema_says_what_to_do(bare_cli: Cli) -> None:
+@pytest.mark.parametrize("service", [("worker",), ("learner", "run"), ("monitor", "run")])
+def test_a_service_on_a_database_without_the_schema_says_what_to_do(
+    bare_cli: Cli, service: tuple[str, ...]
+) -> None:
     with throwaway_database(migrated=False) as database:
         bare_cli.set(DATABASE_URL=database.url)
-        result = bare_cli("worker")
+        result = bare_cli(*service)
     assert result.exit_code == 1
     assert "agent migrate" in result.stderr
+
+
+@pytest.mark.parametrize("service", ["learner", "monitor"])
+def test_a_service_stops_the_embedded_server_that_it_started(
+    service: str, data_dir: Path, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "LEARNING_DATA_DIR": str(data_dir), "LEARNING_WORKER": "off"}
+    subprocess.run([*AGENT, "migrate"], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    running = subprocess.Popen(
+        [*AGENT, service, "run"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert running.stderr is not None
+        assert "Ctrl-C ends it" in (line := running.stderr.readline()), line
+        running.send_signal(signal.SIGTERM)
+        _, told = running.communicate(timeout=60)
+    finally:
+        running.kill()
+        running.wait(30)
+    assert running.returncode == 0, told
+    assert "Traceback" not in told
+    assert not list(data_dir.rglob("postmaster.pid")), "the server runs on"
 
 
 # --- doctor -----------------------------------------------------------------------------------------------------

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -399,6 +402,146 @@ async def test_the_worker_of_a_clock_does_not_count_for_the_queue_of_learning(
     await _until(lambda: len(noted.ticks) == 1)
     assert value(learning_database.url, "SELECT count(*) FROM agent_queue.procrastinate_workers") == 1
     assert (await database.call("queue_state", the_queue="learning"))["workers"] == 0
+
+
+# The worker of several clocks
+
+
+def _queue_connections(url: str) -> int:
+    found: int = value(
+        url,
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'agent-queue' AND datname = current_database()",
+    )
+    return found
+
+
+async def test_the_clocks_of_a_process_share_one_worker_with_one_connection_until_the_last_stops(
+    make: MakeClock, learning_database: ThrowawayDatabase
+) -> None:
+    url = learning_database.url
+    noted = {name: _Noted() for name in ("one", "two", "three")}
+    clocks = [make(cycle, name=name) for name, cycle in noted.items()]
+    await asyncio.gather(*(clock.start() for clock in clocks[:2]))
+    await _until(lambda: noted["one"].ticks and noted["two"].ticks)
+    await clocks[2].start()
+    await _until(lambda: noted["three"].ticks)
+
+    assert value(url, "SELECT count(*) FROM agent_queue.procrastinate_workers") == 1
+    assert _queue_connections(url) == 1
+    await _until(lambda: value(url, "SELECT cardinality(queues) FROM agent_queue.agent_worker") == 3)
+    for clock in clocks[:2]:
+        await clock.stop()
+    await _until(lambda: value(url, "SELECT cardinality(queues) FROM agent_queue.agent_worker") == 1)
+    await clocks[2].stop()
+    assert value(url, "SELECT count(*) FROM agent_queue.procrastinate_workers") == 0
+    await _until(lambda: _queue_connections(url) == 0)
+    assert _jobs(url) == 0
+
+
+async def test_a_clock_whose_cycle_takes_long_holds_up_no_other(
+    make: MakeClock, learning_database: ThrowawayDatabase
+) -> None:
+    begun = asyncio.Event()
+
+    async def endless(tick: Tick) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    slow, noted = make(endless, name="slow"), _Noted()
+    await slow.start()
+    await _until(begun.is_set)
+    quick = make(noted, timedelta(seconds=0.5), name="quick")
+    await quick.start()
+    await _until(lambda: len(noted.ticks) >= 2)
+    await slow.stop()
+    assert rows(learning_database.url, "SELECT state FROM agent_tick WHERE clock = 'slow'") == [("todo",)]
+    so_far = len(noted.ticks)
+    await _until(lambda: len(noted.ticks) > so_far)
+
+
+async def test_of_two_clocks_with_one_name_the_second_goes_on_when_the_first_stops(make: MakeClock) -> None:
+    first, second = _Noted(), _Noted()
+    clocks = [make(cycle, timedelta(seconds=0.5)) for cycle in (first, second)]
+    await clocks[0].start()
+    await _until(lambda: first.ticks)
+    await clocks[1].start()
+    await clocks[0].stop()
+    await _until(lambda: second.ticks)
+
+
+async def test_a_clock_that_starts_while_the_last_one_stops_gets_a_worker(make: MakeClock) -> None:
+    first, second = _Noted(), _Noted()
+    ending, beginning = make(first, name="ending"), make(second, name="beginning")
+    await ending.start()
+    await _until(lambda: first.ticks)
+    await asyncio.gather(ending.stop(), beginning.start())
+    await _until(lambda: second.ticks)
+
+
+_FORKS = """
+import asyncio, os, sys, time, warnings
+from datetime import timedelta
+from pydantic import SecretStr
+from agent.clock import Clock
+from agent.database.postgres import PostgresDatabase
+from agent.settings import Settings, WorkerMode
+warnings.simplefilter("ignore", DeprecationWarning)
+settings = Settings(database_url=SecretStr(sys.argv[1]), worker=WorkerMode.OFF)
+done = []
+async def cycle(tick):
+    done.append(os.getpid())
+async def ticks(name):
+    clock = Clock(name, timedelta(hours=1), database=PostgresDatabase(sys.argv[1]), settings=settings, cycle=cycle)
+    await clock.start()
+    return clock
+def wait(count):
+    end = time.monotonic() + 60
+    while len(done) < count and time.monotonic() < end:
+        time.sleep(0.02)
+parents = asyncio.run(ticks("parents"))
+wait(1)
+child = os.fork()
+if not child:
+    done.clear()
+    childs = asyncio.run(ticks("childs"))
+    wait(1)
+    asyncio.run(childs.stop())
+    os._exit(0 if done == [os.getpid()] and not parents.is_running else 1)
+_, status = os.waitpid(child, 0)
+second = asyncio.run(ticks("second"))
+wait(2)
+print(os.waitstatus_to_exitcode(status), done == [os.getpid()] * 2)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_has_a_worker_of_its_own_and_the_parents_goes_on(
+    learning_database: ThrowawayDatabase,
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _FORKS, learning_database.url],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["0", "True"]), done.stderr
+    url = learning_database.url
+    assert value(url, "SELECT count(*) FROM agent_queue.procrastinate_workers") == 0, "each left"
+    assert sorted(rows(url, "SELECT clock, state FROM agent_tick")) == [
+        ("childs", "done"), ("parents", "done"), ("second", "done"),
+    ]  # fmt: skip
+
+
+async def test_a_clock_that_stops_while_it_ticks_leaves_quietly(
+    make: MakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(5):
+        clock = make(_Noted(), timedelta(seconds=0.2))
+        await clock.start()
+        await asyncio.sleep(0)
+        await clock.stop()
+    assert [record.message for record in caplog.records if record.exc_info] == []
 
 
 async def test_the_status_says_who_lives_and_when_the_next_slot_begins(

@@ -75,6 +75,12 @@ class _Ticking:
     def __init__(self, *, is_running: bool) -> None:
         self.is_running = is_running
 
+    async def start(self) -> None:
+        self.is_running = True
+
+    async def stop(self) -> None:
+        self.is_running = False
+
 
 async def test_a_server_with_a_migrated_database_lives_and_is_ready(
     learning_database: ThrowawayDatabase,

@@ -168,15 +168,11 @@ def _serve() -> None:
     from agent.commands.services import run_service
     from agent.learning.background_learner import BackgroundLearner
 
-    async def reach() -> None:
-        # Refused here, in one line, where the schema is missing or the login may not work on it.
-        async with opened_database() as database:
-            await database.call("list_cycles", tenant_identity(None), cycle_limit=1)
-
-    asyncio.run(reach())
     learner = BackgroundLearner(settings=settings())
     every = learner.clock.interval.total_seconds()
-    run_service(_LearnerService(learner), f"Learning every {every:g} seconds. Ctrl-C ends it.")
+    run_service(
+        _LearnerService(learner), learner.database, f"Learning every {every:g} seconds. Ctrl-C ends it."
+    )
 
 
 class _LearnerService:
@@ -188,6 +184,11 @@ class _LearnerService:
         self._learner = learner
         self._machine = LearningMachine(settings=settings(), database=learner.database)
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return bool(self._learner.is_running)
+
     async def start(self) -> None:
         """Begin to learn."""
         await self._machine.start_worker()
@@ -197,7 +198,6 @@ class _LearnerService:
         """End; what runs just now ends first, or is handed back."""
         await self._learner.stop()
         await self._machine.aclose()
-        await self._machine.database.close()
 
 
 def add_to(root: typer.Typer) -> None:

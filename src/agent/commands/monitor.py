@@ -49,7 +49,8 @@ def run() -> None:
     from agent.monitoring.continuous_monitor import ContinuousMonitor
 
     chosen = ContinuousMonitor(settings=settings())
-    run_service(chosen, f"Looking every {chosen.clock.interval.total_seconds():g} seconds. Ctrl-C ends it.")
+    every = chosen.clock.interval.total_seconds()
+    run_service(chosen, chosen.database, f"Looking every {every:g} seconds. Ctrl-C ends it.")
 
 
 async def _look() -> MonitorReport:

@@ -19,6 +19,7 @@ from agent.approval.human_approval import HumanApprovalQueue, human_approval_que
 from agent.approval.keeper import ApprovalKeeper, ToolResumeOrder
 from agent.approval.slack import SlackChannel, SlackSocket, slack_channel
 from agent.approval.telegram import telegram_channel
+from agent.clock import Service
 from agent.database.opening import EmbeddedDatabase
 from agent.errors import LearningError
 from agent.events import emit, listening
@@ -73,7 +74,7 @@ async def keeping_time(here: House, database: Database) -> AsyncIterator[None]:
     from agent.monitoring.continuous_monitor import ContinuousMonitor
 
     settings = here.settings
-    wanted: dict[str, tuple[bool, Callable[[], services.Ticking]]] = {
+    wanted: dict[str, tuple[bool, Callable[[], Service]]] = {
         "learner": (settings.learner, lambda: BackgroundLearner(settings=settings, database=database)),
         "monitor": (settings.monitor, lambda: ContinuousMonitor(settings=settings, database=database)),
     }

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse
 
+from agent.clock import Service
 from agent.database.migrations import migration_names
 from agent.errors import (
     AccessRefused,
@@ -19,7 +20,7 @@ from agent.errors import (
     LearningError,
     MigrationError,
 )
-from agent.server.house import Clock, House, house
+from agent.server.house import House, house
 from agent.server.house_state import HouseState, StateUnread
 
 router = APIRouter()
@@ -52,7 +53,7 @@ class Readiness:
         clocks: by name, those that this server started; `None` for one that is switched off.
     """
 
-    def __init__(self, state: HouseState, clocks: Mapping[str, Clock | None]) -> None:
+    def __init__(self, state: HouseState, clocks: Mapping[str, Service | None]) -> None:
         self._state = state
         self._clocks = clocks
 
@@ -112,7 +113,7 @@ def _fault(error: LearningError) -> Check:
     )
 
 
-def _clock(name: str, clock: Clock | None) -> Check:
+def _clock(name: str, clock: Service | None) -> Check:
     if clock is None:
         return Check(ok=True, message=f"The {name} is switched off in this process.")
     if clock.is_running:

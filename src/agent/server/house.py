@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Protocol
 
 from agent.approval.human_approval import HumanApprovalQueue, human_approval_queue
+from agent.clock import Service
 from agent.server.house_state import HouseState
 from agent.server.server_metrics import ServerMetrics
-
-
-class Clock(Protocol):
-    """What ticks in this process."""
-
-    @property
-    def is_running(self) -> bool:
-        """Whether it was started and not stopped."""
 
 
 class House:
@@ -29,7 +21,7 @@ class House:
         self.settings = queue.settings
         self.state = HouseState(queue.database)
         self.metrics = ServerMetrics()
-        self.clocks: dict[str, Clock | None] = {}
+        self.clocks: dict[str, Service | None] = {}
         """Those that the server's lifespan started, by name; `None` for one that is switched off."""
 
 

@@ -5,26 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
-
-class Ticking(Protocol):
-    """Something that runs once per interval until it is stopped."""
-
-    @property
-    def is_running(self) -> bool:
-        """Whether it was started and not stopped."""
-
-    async def start(self) -> None:
-        """Begin; again is no matter."""
-
-    async def stop(self) -> None:
-        """End, and wait for the end of what runs just now."""
+from agent.clock import Service
 
 
 @dataclass
 class _Shared:
-    service: Ticking
+    service: Service
     users: int = 0
 
 
@@ -32,7 +19,7 @@ _shared: dict[Hashable, _Shared] = {}
 
 
 @asynccontextmanager
-async def running(key: Hashable, make: Callable[[], Ticking]) -> AsyncIterator[Ticking]:
+async def running(key: Hashable, make: Callable[[], Service]) -> AsyncIterator[Service]:
     """Run a service for the block. Where several applications of this process ask for the same key, it is made and
     started once and ends with the last of them."""
     shared = _shared.get(key) or _shared.setdefault(key, _Shared(make()))
