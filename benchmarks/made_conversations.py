@@ -46,6 +46,7 @@ class Collection:
     name: str
     texts: Sequence[Said]
     probes: Sequence[Probe]
+    is_english: bool = True
 
 
 NAMES = (

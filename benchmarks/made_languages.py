@@ -150,6 +150,7 @@ def short_texts(language: Language, count: int) -> Collection:
         texts[place] = statement
     return Collection(
         name=f"{language.name}, short memories",
+        is_english=False,
         texts=[Said(text=text, at=BEGAN + timedelta(hours=number)) for number, text in enumerate(texts)],
         probes=[
             Probe(question=question, answer=place)

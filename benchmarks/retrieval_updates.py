@@ -5,7 +5,8 @@ anew, so that words alone favour neither; all statements stay current, and the n
 Question and statements have the name and one word in common, or the name alone. A long chat: thirty statements made
 once among 500,000 tokens. One word: of a question's words one alone is in the answer and the others in many messages.
 Pictures: the caption alone answers. Four languages: short memories in Russian, Hebrew, Chinese and Japanese. A token
-is counted as 0.75 words. Everything is written by `upsert_learnings`, no model and no embedder takes part.
+is counted as 0.75 words. Everything is written by `upsert_learnings`, no language model takes part. Where
+all-MiniLM-L6-v2 is installed, the English texts are searched a second time, with its vectors.
 
 The baseline searches the same texts by OR and `ts_rank`, the newest first among equals.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -23,12 +25,25 @@ import psycopg
 from agent.testing.throwaway import async_throwaway_database
 from benchmarks.made_conversations import NEEDLES, ONE_WORD, Collection, Probe, captions, long_chat, updates
 from benchmarks.made_languages import LANGUAGES, short_texts
+from benchmarks.minilm import MiniLM
 from benchmarks.retrieval_report import Row, Section
 
 LONG_CHAT_MESSAGES, QUICK_CHAT_MESSAGES = 20_000, 4_000
 _LIMIT = 50
 _BATCH = 200
 _METHOD = (__doc__ or "").partition("\n")[2].strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Of one collection."""
+
+    name: str
+    baseline: Score
+    words: Score
+    """Ours, without an embedder."""
+    vectors: Score | None
+    """Ours, with one; `None` where there is none or the texts are not English."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,19 +98,21 @@ class _Searched:
 
     def __init__(self, connection: psycopg.Connection[Any], collection: Collection) -> None:
         self._connection = connection
+        self._collection = collection
         self._identity = json.dumps(
             {"tenant_id": collection.name, "user_id": "user", "agent_id": "a", "session_id": ""}
         )
         self._owner = collection.name
         self._number: dict[str, int] = {}
+        self._memory_number: dict[int, int] = {}
         for begin in range(0, len(collection.texts), _BATCH):
-            self._load(collection, range(begin, min(begin + _BATCH, len(collection.texts))))
+            self._load(range(begin, min(begin + _BATCH, len(collection.texts))))
         connection.execute("ANALYZE")
 
-    def _load(self, collection: Collection, numbers: range) -> None:
+    def _load(self, numbers: range) -> None:
         learnings: list[dict[str, Any]] = []
         for number in numbers:
-            said = collection.texts[number]
+            said = self._collection.texts[number]
             learning: dict[str, Any] = {"store": "user_memory", "kind": "fact", "content": said.text}
             if said.turn is not None:
                 learning |= {
@@ -107,16 +124,33 @@ class _Searched:
         for number, receipt in zip(numbers, receipts, strict=True):
             # Said twice in the very same words it is one memory; the later place counts.
             self._number[receipt["memory_id"]] = number
+            self._memory_number[receipt["memory_number"]] = number
         self._connection.execute(
             "INSERT INTO public.plain_memory (owner, number, content) "
             "SELECT %s, * FROM unnest(%s::integer[], %s::text[])",
-            (self._owner, list(numbers), [collection.texts[number].text for number in numbers]),
+            (self._owner, list(numbers), [self._collection.texts[number].text for number in numbers]),
         )
 
-    def ours(self, question: str) -> list[int]:
+    def ours(self, question: str, vector: str | None = None, model: str | None = None) -> list[int]:
         """By `match_memories`."""
-        found = self._ask("SELECT public.match_memories(%s, %s, %s)", self._identity, question, _LIMIT)
+        statement = "SELECT public.match_memories(%s, %s, %s, %s, %s)"
+        found = self._ask(statement, self._identity, question, _LIMIT, vector, model)
         return [self._number[memory["memory_id"]] for memory in found]
+
+    def embed(self, embedder: MiniLM) -> None:
+        """Store a vector of every text."""
+        numbers = list(self._memory_number)
+        for begin in range(0, len(numbers), _BATCH):
+            batch = numbers[begin : begin + _BATCH]
+            vectors = embedder.embed_documents(
+                [self._collection.texts[self._memory_number[n]].text for n in batch]
+            )
+            embeddings = [
+                {"memory_number": n, "embedding": str(v)} for n, v in zip(batch, vectors, strict=True)
+            ]
+            statement = "SELECT public.store_embeddings(%s, %s, %s)"
+            self._ask(statement, self._identity, embedder.model, json.dumps(embeddings))
+        self._connection.execute("ANALYZE")
 
     def plain(self, question: str) -> list[int]:
         """By the baseline."""
@@ -134,9 +168,9 @@ class _Searched:
         return row[0] if row else []
 
 
-async def measure(*, quick: bool, tell: Callable[[str], None]) -> dict[str, tuple[Score, Score]]:
-    """By collection: the baseline's score and ours."""
-    scores = {}
+async def measure(*, quick: bool, embedder: MiniLM | None, tell: Callable[[str], None]) -> list[Scores]:
+    """What all collections reach."""
+    found = []
     async with async_throwaway_database() as place:
         with psycopg.connect(place.url, autocommit=True) as connection:
             connection.execute(
@@ -146,36 +180,49 @@ async def measure(*, quick: bool, tell: Callable[[str], None]) -> dict[str, tupl
             )
             for collection in collections(quick=quick):
                 searched = _Searched(connection, collection)
-                name = f"{collection.name} ({len(collection.texts):,} texts)"
-                scores[name] = (
+                baseline, words = (
                     score(collection.probes, searched.plain),
                     score(collection.probes, searched.ours),
                 )
-                tell(f"{name}: {scores[name][1]}")
-    return scores
+                vectors = None
+                if embedder is not None and collection.is_english:
+                    searched.embed(embedder)
+                    vectors = score(collection.probes, partial(_by_vectors, searched, embedder))
+                name = f"{collection.name} ({len(collection.texts):,} texts)"
+                found.append(Scores(name=name, baseline=baseline, words=words, vectors=vectors))
+                tell(str(found[-1]))
+    return found
 
 
-def section(scores: dict[str, tuple[Score, Score]]) -> Section:
+def _by_vectors(searched: _Searched, embedder: MiniLM, question: str) -> list[int]:
+    return searched.ours(question, str(embedder.embed_query(question)), embedder.model)
+
+
+def section(found: Sequence[Scores]) -> Section:
     """One goal, that what is newest stands first, and what was found."""
     rows = []
-    for name, (plain, ours) in scores.items():
-        if ours.newest_first is not None and plain.newest_first is not None:
+    for scores in found:
+        ways = [(scores.name, scores.words)]
+        if scores.vectors is not None:
+            ways.append((f"{scores.name}, all-MiniLM-L6-v2", scores.vectors))
+        for name, ours in ways:
+            if ours.newest_first is not None and scores.baseline.newest_first is not None:
+                rows.append(
+                    Row(
+                        measure=f"newest statement above the old ones: {name}",
+                        baseline=f"{scores.baseline.newest_first:.3f}",
+                        goal="all",
+                        ours=f"{ours.newest_first:.3f}",
+                        reached=ours.newest_first == 1,
+                    )
+                )
             rows.append(
                 Row(
-                    measure=f"newest statement above the old ones: {name}",
-                    baseline=f"{plain.newest_first:.3f}",
-                    goal="all",
-                    ours=f"{ours.newest_first:.3f}",
-                    reached=ours.newest_first == 1,
+                    measure=f"R@5, R@10: {name}",
+                    baseline=f"{scores.baseline.recall_5:.3f}, {scores.baseline.recall_10:.3f}",
+                    goal="",
+                    ours=f"{ours.recall_5:.3f}, {ours.recall_10:.3f}",
+                    reached=None,
                 )
             )
-        rows.append(
-            Row(
-                measure=f"R@5, R@10: {name}",
-                baseline=f"{plain.recall_5:.3f}, {plain.recall_10:.3f}",
-                goal="",
-                ours=f"{ours.recall_5:.3f}, {ours.recall_10:.3f}",
-                reached=None,
-            )
-        )
     return Section(title="Made-up conversations", rows=rows, text=_METHOD)
