@@ -2,7 +2,7 @@
 
 Every event is also a line of the logger `agent.events`: a warning for the names that end in `_failed`,
 `_unavailable`, `_refused` or `_spooled`, for alerts that are open and, the first time in a process, for `_skipped`; for
-debugging what happens in every run; information for the rest. Facts never hold message text.
+debugging what happens in every run or tick; information for the rest. Facts never hold message text.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _ALARMING = (
     "alert_reminded",
 )
 _ALARMING_ONCE = "_skipped"
-_ORDINARY = frozenset({"knowledge_recalled", "run_recorded", "tool_call_ended"})
-"""In every run, for those who count: as lines of a log they would hide the rest."""
+_ORDINARY = frozenset({"knowledge_recalled", "run_recorded", "tool_call_ended", "clock_ticked"})
+"""In every run or tick, for those who count: as lines of a log they would hide the rest."""
 _told: set[str] = set()
 
 
@@ -48,7 +48,7 @@ def emit(name: str, /, **facts: Any) -> None:
     alarming = name.endswith(_ALARMING) or (name.endswith(_ALARMING_ONCE) and name not in _told)
     _told.add(name)
     level = logging.WARNING if alarming else logging.DEBUG if name in _ORDINARY else logging.INFO
-    _logger.log(level, "%s %s", name, facts)
+    _logger.log(level, "%s %s", name, ", ".join(f"{fact}={facts[fact]!r}" for fact in facts))
     for listener in tuple(_listeners):
         try:
             listener(event)

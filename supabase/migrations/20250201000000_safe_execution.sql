@@ -69,7 +69,7 @@ CREATE POLICY of_servers ON agent_private.server_secret TO agent_app
     USING ((SELECT current_setting('agent.reach', true)) = 'everywhere');
 
 -- The secret that the servers of this database share for a purpose, made when it is first asked for; never for a
--- user's token. 'seal': graph states, paused tools, sessions of reviewers.
+-- user's token. 'seal': graph states, paused tools, sessions of reviewers. 'monitor who': numbers for users in alerts.
 CREATE FUNCTION public.server_secret(purpose text)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER

@@ -71,6 +71,7 @@ routines AS MATERIALIZED (
       AND NOT EXISTS (SELECT FROM unnest(a.exclude) AS x WHERE s.schema || '.' || p.proname LIKE x)
       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
       AND p.proowner IS DISTINCT FROM a.layer
+      AND NOT (s.schema = 'auth' AND obj_description(p.oid, 'pg_proc') IS NOT DISTINCT FROM 'stand-in of the learning layer')
 ),
 locked AS MATERIALIZED (
     SELECT DISTINCT k.relation AS oid FROM pg_locks k
@@ -2556,7 +2557,7 @@ $$;
 
 -- What bears on safety: refused and forbidden actions by who tried them in the last hour beside history_days before, votes
 -- of the same days (the newest 5,000), and memories that came into quarantine in the last day. Who tried is a number that
--- says nothing; the log has the name. Leans on agent_execution_log_of_all, approval_vote_by_time and agent_memory_quarantined.
+-- says nothing without the secret of this database; the log has the name. Leans on agent_execution_log_of_all, approval_vote_by_time and agent_memory_quarantined.
 CREATE FUNCTION public.monitor_security(history_days integer DEFAULT 14)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
@@ -2565,13 +2566,14 @@ AS $$
 DECLARE
     previous text[] := agent_private.enter_as_server();
     this_moment constant timestamptz := clock_timestamp();
+    salt constant text := public.server_secret('monitor who') #>> '{}';
     found jsonb;
 BEGIN
     found := jsonb_build_object(
         'now', this_moment,
         'refusals', (SELECT coalesce(jsonb_agg(to_jsonb(x) ORDER BY x.tenant_id, x.agent_id, x.who), '[]')
             FROM (SELECT l.tenant_id, coalesce(l.agent_id, '') AS agent_id,
-                         left(encode(sha256(convert_to(jsonb_build_array(l.tenant_id, l.user_id)::text, 'UTF8')), 'hex'), 12) AS who,
+                         left(encode(sha256(convert_to(salt || jsonb_build_array(l.tenant_id, l.user_id)::text, 'UTF8')), 'hex'), 12) AS who,
                          count(*) FILTER (WHERE l.at >= this_moment - interval '1 hour') AS actions,
                          count(*) FILTER (WHERE l.at >= this_moment - interval '1 hour' AND (l.state = 'refused' OR l.risk = 'FORBIDDEN')) AS refused,
                          count(*) FILTER (WHERE l.at >= this_moment - interval '1 hour' AND l.risk = 'FORBIDDEN') AS forbidden,
@@ -2913,28 +2915,47 @@ AS $$
     SELECT array_position(ARRAY['info', 'warning', 'critical'], severity);
 $$;
 
--- The silence that holds now and lasts longest for an alert; NULL: none.
+-- The silences that cover an alert by their pattern, those that are over too.
+CREATE FUNCTION agent_private.silences_over(a public.agent_alert)
+RETURNS SETOF public.agent_alert_silence
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT s.*
+    FROM public.agent_alert_silence s
+    CROSS JOIN LATERAL (SELECT translate(replace(replace(replace(s.pattern, '\', '\\'), '%', '\%'), '_', '\_'), '*?', '%_') AS shape) AS p
+    WHERE s.tenant_id = a.tenant_id AND (a.cause LIKE p.shape OR a.check_name LIKE p.shape);
+$$;
+
+-- The silence that holds now and lasts longest for an alert; NULL: none. Nobody silences an alert that is about themselves:
+-- a reviewer is named in its evidence as `voter`.
 CREATE FUNCTION agent_private.silence_of(a public.agent_alert)
 RETURNS uuid
 LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT s.silence_id
-    FROM public.agent_alert_silence s
-    CROSS JOIN LATERAL (SELECT translate(replace(replace(replace(s.pattern, '\', '\\'), '%', '\%'), '_', '\_'), '*?', '%_') AS shape) AS p
-    WHERE s.tenant_id = a.tenant_id AND s.ended_at IS NULL AND s.until > clock_timestamp()
-      AND (a.cause LIKE p.shape OR a.check_name LIKE p.shape)
+    FROM agent_private.silences_over(a) AS s
+    WHERE s.ended_at IS NULL AND s.until > clock_timestamp() AND s.made_by IS DISTINCT FROM a.evidence ->> 'voter'
     ORDER BY s.until DESC LIMIT 1;
 $$;
 
--- An alert as programs are given it.
+-- An alert as programs are given it. silences: the last three that covered it while it lasted, {made_by, why, until,
+-- is_own}; one that is_own was made by whom the alert is about, and does not hold.
 CREATE FUNCTION agent_private.alert_document(a public.agent_alert)
 RETURNS jsonb
 LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT to_jsonb(a) - ARRAY['check_name', 'reported_by', 'told', 'told_severity']
-           || jsonb_build_object('check', a.check_name, 'silence_id', agent_private.silence_of(a));
+           || jsonb_build_object('check', a.check_name, 'silence_id', agent_private.silence_of(a), 'silences', (
+               SELECT coalesce(jsonb_agg(jsonb_build_object(
+                          'made_by', x.made_by, 'why', x.why, 'until', x.over_at,
+                          'is_own', x.made_by IS NOT DISTINCT FROM a.evidence ->> 'voter') ORDER BY x.made_at DESC), '[]')
+               FROM (SELECT s.made_by, s.why, s.made_at, coalesce(s.ended_at, s.until) AS over_at
+                     FROM agent_private.silences_over(a) AS s
+                     WHERE coalesce(s.ended_at, s.until) >= a.raised_at
+                     ORDER BY s.made_at DESC LIMIT 3) AS x));
 $$;
 
 -- Write down that people are to be told of an alert, by these sinks, and what they believe from then on. Returns the
@@ -3301,7 +3322,7 @@ $$;
 SELECT agent_private.publish(p.oid::regprocedure, 'private')
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
 WHERE n.nspname = 'agent_private' AND p.proname IN (
-    'enter_deployment', 'severity_rank', 'silence_of', 'alert_document', 'tell_alert', 'has_earlier_delivery', 'erase_alerts');
+    'enter_deployment', 'severity_rank', 'silences_over', 'silence_of', 'alert_document', 'tell_alert', 'has_earlier_delivery', 'erase_alerts');
 
 SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.report_findings(jsonb, jsonb, text[], text[], double precision, double precision)',

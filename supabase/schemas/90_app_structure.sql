@@ -67,6 +67,7 @@ routines AS MATERIALIZED (
       AND NOT EXISTS (SELECT FROM unnest(a.exclude) AS x WHERE s.schema || '.' || p.proname LIKE x)
       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
       AND p.proowner IS DISTINCT FROM a.layer
+      AND NOT (s.schema = 'auth' AND obj_description(p.oid, 'pg_proc') IS NOT DISTINCT FROM 'stand-in of the learning layer')
 ),
 locked AS MATERIALIZED (
     SELECT DISTINCT k.relation AS oid FROM pg_locks k

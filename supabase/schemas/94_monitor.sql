@@ -343,7 +343,7 @@ $$;
 
 -- What bears on safety: refused and forbidden actions by who tried them in the last hour beside history_days before, votes
 -- of the same days (the newest 5,000), and memories that came into quarantine in the last day. Who tried is a number that
--- says nothing; the log has the name. Leans on agent_execution_log_of_all, approval_vote_by_time and agent_memory_quarantined.
+-- says nothing without the secret of this database; the log has the name. Leans on agent_execution_log_of_all, approval_vote_by_time and agent_memory_quarantined.
 CREATE FUNCTION public.monitor_security(history_days integer DEFAULT 14)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
@@ -352,13 +352,14 @@ AS $$
 DECLARE
     previous text[] := agent_private.enter_as_server();
     this_moment constant timestamptz := clock_timestamp();
+    salt constant text := public.server_secret('monitor who') #>> '{}';
     found jsonb;
 BEGIN
     found := jsonb_build_object(
         'now', this_moment,
         'refusals', (SELECT coalesce(jsonb_agg(to_jsonb(x) ORDER BY x.tenant_id, x.agent_id, x.who), '[]')
             FROM (SELECT l.tenant_id, coalesce(l.agent_id, '') AS agent_id,
-                         left(encode(sha256(convert_to(jsonb_build_array(l.tenant_id, l.user_id)::text, 'UTF8')), 'hex'), 12) AS who,
+                         left(encode(sha256(convert_to(salt || jsonb_build_array(l.tenant_id, l.user_id)::text, 'UTF8')), 'hex'), 12) AS who,
                          count(*) FILTER (WHERE l.at >= this_moment - interval '1 hour') AS actions,
                          count(*) FILTER (WHERE l.at >= this_moment - interval '1 hour' AND (l.state = 'refused' OR l.risk = 'FORBIDDEN')) AS refused,
                          count(*) FILTER (WHERE l.at >= this_moment - interval '1 hour' AND l.risk = 'FORBIDDEN') AS forbidden,

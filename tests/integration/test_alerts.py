@@ -210,6 +210,36 @@ async def test_a_silence_holds_for_its_pattern_alone(office: AlertOffice, patter
     assert await office.round(finding()) == ["raised"]
 
 
+@pytest.mark.parametrize("pattern", ["odd_approvals", "odd_approvals:kind=own,voter=ada", "*"])
+async def test_nobody_silences_an_alert_that_is_about_themselves(office: AlertOffice, pattern: str) -> None:
+    about_ada = finding("odd_approvals:kind=own,voter=ada", evidence={"voter": "ada", "votes": 1})
+    await office.silence(pattern, by="ada")
+
+    assert await office.round(about_ada, checked=["odd_approvals"]) == ["raised"]
+    [notice] = office.sink.notices
+    told = dict(notice.facts)["Silenced"]
+    assert told.startswith("by ada until ")
+    assert told.endswith(", whom it is about, so that does not hold: known")
+
+    await office.silence(pattern, by="bob")
+    [alert] = await office.listed()
+    assert alert["silence_id"] is not None
+
+
+async def test_a_notice_says_who_had_silenced_the_alert(office: AlertOffice) -> None:
+    await office.silence("*", by="bob")
+    await office.silence("latency")
+    assert await office.round(finding()) == []
+    office.age(1.1)
+
+    assert await office.round(finding()) == ["raised"]
+
+    [notice] = office.sink.notices
+    told = [text for label, text in notice.facts if label == "Silenced"]
+    assert [text.partition(" until ")[0] for text in told] == ["by bob"]
+    assert notice.as_json()["silences"][0]["why"] == "known"
+
+
 async def test_nothing_is_told_of_what_came_and_went_in_a_silence(office: AlertOffice) -> None:
     silence = await office.silence("*")
     await office.round(finding())

@@ -123,6 +123,18 @@ async def test_functions_are_found_and_whether_they_write(shop: AutoDiscovery) -
     assert function(found, "shop.pay")["security"] == "invoker"
 
 
+async def test_our_stand_ins_for_functions_of_supabase_are_none_of_the_applications(
+    shop: AutoDiscovery, learning_database: ThrowawayDatabase
+) -> None:
+    execute(
+        learning_database.url,
+        "CREATE FUNCTION auth.of_the_application() RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+    )
+    found = await shop.discover_app_structure()
+
+    assert [one["name"] for one in found.functions if one["schema"] == "auth"] == ["of_the_application"]
+
+
 async def test_declared_keys_are_relationships(shop: AutoDiscovery) -> None:
     found = await shop.discover_app_structure()
 

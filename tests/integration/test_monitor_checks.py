@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -472,6 +473,8 @@ async def test_refused_actions(database: PostgresDatabase, learning_database: Th
     assert one.severity == "critical"
     assert len(one.evidence["log_ids"]) == one.evidence["refused"] == 12
     assert "ada" not in str(one), "the log has the name"
+    guessed = hashlib.sha256(b'["default", "ada@example.org"]').hexdigest()[:12]
+    assert one.evidence["who"] != guessed, "whoever knows the name cannot make the number"
 
 
 async def test_approvals_of_ones_own(

@@ -49,6 +49,13 @@ def test_the_name_of_a_column_tells(column: str, kind: str) -> None:
     assert personal_by_name("public", "things", column, "text") == kind
 
 
+def test_a_town_is_personal_in_a_table_of_people_and_nowhere_else() -> None:
+    assert personal_by_name("public", "customers", "city", "text") == "address"
+    assert personal_by_name("public", "users", "home_town", "text") == "address"
+    assert personal_by_name("public", "stores", "city", "text") is None
+    assert personal_by_name("public", "customers", "city_id", "number") is None
+
+
 @pytest.mark.parametrize(
     ("table", "column", "type_kind"),
     [

@@ -398,6 +398,14 @@ def test_a_column_is_described_in_short_words() -> None:
     )
 
 
+def test_the_range_of_a_sample_is_told_as_about() -> None:
+    rows = [(str(number), str(number * 3)) for number in range(1, 40)]
+    known = learned(table("things", id="bigint", amount="integer"), rows).pattern
+
+    assert describe_column(known | {"is_whole": True}, "amount") == "amount: 3 to 117"
+    assert describe_column(known | {"is_whole": False}, "amount") == "amount: about 3 to 117"
+
+
 def test_a_personal_column_is_described_by_its_class() -> None:
     known = learned(table("people", id="bigint", email="text"), [("1", "ada@example.com"), ("2", None)])
 

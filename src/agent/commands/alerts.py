@@ -23,6 +23,7 @@ from agent.commands.options import (
 )
 from agent.commands.output import (
     Column,
+    counted_as,
     heading,
     is_terminal,
     local_time,
@@ -122,9 +123,8 @@ def _print(alert: Mapping[str, Any]) -> None:
     say(alert["what"])
     if alert["state"] == "open":
         say(f"What to do: {alert['advice']}")
-    say(
-        f"State:      {alert['state']}, seen {alert['times_seen']} times, last {local_time(alert['last_seen_at'])}"
-    )
+    seen = counted_as(alert["times_seen"], "time")
+    say(f"State:      {alert['state']}, seen {seen}, last {local_time(alert['last_seen_at'])}")
     say(f"Since:      {local_time(alert['since'])}")
     if alert["resolved_at"]:
         say(f"Resolved:   {local_time(alert['resolved_at'])}")

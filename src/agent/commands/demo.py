@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -41,6 +42,7 @@ _FIRST_SESSION = (
 _SECOND_SESSION = ("What do you know about me?", "Where is the parcel of order A1002?")
 _FAILED_SHOWN = 8
 _LEARNING_WAIT = timedelta(seconds=60)
+_TOLD = ("tool_call_refused ", "alert_raised ", "alert_resolved ")
 
 
 def demo(
@@ -54,6 +56,8 @@ def demo(
     """Show the whole way once, really run: a conversation, what is learned from it, another one that knows it, and a
     log of runs with its failures. Run it in the checkout, where graphs/ is."""
     _find_graphs()
+    # The demo tells itself that calls are refused and that an alert is raised, as it wants to show.
+    logging.getLogger("agent.events").addFilter(lambda record: not record.getMessage().startswith(_TOLD))
     with _folder(keep) as folder:
         _Demo(folder).show(is_kept=keep is not None)
 
@@ -236,16 +240,29 @@ class _Demo:
 
     def _what_next(self, *, is_kept: bool) -> None:
         heading("\nWhat next")
+        agent = _program()
         if is_kept:
             place = f"DATABASE_URL= SUPABASE_URL= LEARNING_DATA_DIR={self._folder}"
             say("  Look at what is in the database, which is kept:")
-            say(f"    {place} agent memory list --user {_USER}")
-            say(f"    {place} agent memory search billing --user {_USER}")
-            say(f"    {place} agent runs list --failed")
+            say(f"    {place} {agent} memory list --user {_USER}")
+            say(f"    {place} {agent} memory search billing --user {_USER}")
+            say(f"    {place} {agent} runs list --failed")
         else:
-            say("  agent demo --keep demo-data   keeps the database, for `agent memory` and `agent runs`")
-        say("  make dev                      the graphs under `langgraph dev`")
-        say("  agent init my-agent           a project of your own")
+            say(
+                f"  {f'{agent} demo --keep demo-data':<40}keeps the database, for `memory` and `runs` of {agent}"
+            )
+        say(f"  {'make dev':<40}the graphs under `langgraph dev`")
+        say(f"  {f'{agent} init my-agent':<40}a project of your own")
+
+
+def _program() -> str:
+    """How this program is called from here: `agent` where the shell finds it, else its path, such as
+    `.venv/bin/agent`."""
+    here = Path(sys.argv[0]).absolute()
+    found = shutil.which("agent")
+    if found is not None and here == Path(found).absolute():
+        return "agent"
+    return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(here)
 
 
 def _settings_in(folder: Path) -> Settings:

@@ -14,6 +14,7 @@ import typer
 from agent.commands.options import EXIT_CODES, JsonOption, TenantOption, opened_database, settings
 from agent.commands.output import (
     Column,
+    counted_as,
     heading,
     is_terminal,
     local_time,
@@ -50,13 +51,18 @@ def discover(
     Reads tables, keys and functions, then samples the rows. Nothing is locked or written there.
     """
     structure, learned = asyncio.run(_discover(schema, structure_only, tenant))
-    problems = [*structure.problems, *(learned.problems if learned is not None else [])]
+    seen = {problem["object"] for problem in structure.problems}
+    unsampled = learned.problems if learned is not None else []
+    problems = [*structure.problems, *(one for one in unsampled if one["object"] not in seen)]
     if as_json:
         say_json({**structure, "problems": problems})
         return
     kinds = Counter(table["kind"].replace("_", " ") for table in structure.tables)
-    counted = [f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in sorted(kinds.items())]
-    counted += [f"{len(structure.functions)} functions", f"{len(structure.relationships)} relationships"]
+    counted = [counted_as(count, kind) for kind, count in sorted(kinds.items())]
+    counted += [
+        counted_as(len(structure.functions), "function"),
+        counted_as(len(structure.relationships), "relationship"),
+    ]
     heading(f"{structure.app}: {', '.join(counted)}; seen {local_time(structure.discovered_at)}")
     changes = [(what, name) for what in ("added", "changed", "removed") for name in structure.changes[what]]
     if not is_terminal():
@@ -78,7 +84,8 @@ def discover(
         )
         _tell_rest(len(problems))
     if learned is not None and learned.waiting:
-        remark(f"{learned.waiting} tables wait to be sampled; the next discovery begins with them.")
+        waiting = counted_as(learned.waiting, "table")
+        remark(f"Not sampled yet: {waiting}. The next discovery begins there.")
 
 
 def _tell_rest(count: int) -> None:

@@ -34,6 +34,8 @@ async def safety_findings(chosen: Settings) -> AsyncIterator[Finding]:
         yield _slack(chosen, policy)
         yield _telegram(chosen, policy)
         yield _mail(chosen, policy)
+        if (elsewhere := _sql_elsewhere(chosen, policy)) is not None:
+            yield elsewhere
     yield await _sandbox()
     yield await _application(chosen)
     yield _background(chosen)
@@ -125,6 +127,25 @@ def _mail(chosen: Settings, policy: PolicyFile) -> Finding:
             what_to_do="Set both LEARNING_SMTP_URL and LEARNING_MAIL_FROM, or leave dry_run = true in the policy file.",
         )
     return Finding(name="mail", status="ok", message="no mail server is set; send_email only rehearses")
+
+
+def _sql_elsewhere(chosen: Settings, policy: PolicyFile) -> Finding | None:
+    """Says that agents' SQL does not go to the application's database; `None` where there is no other."""
+    if chosen.app_database_url is None or chosen.app_database_url == chosen.database_url:
+        return None
+    tables = (
+        f", where the {_number(len(policy.tables), 'table')} of the policy file must be"
+        if policy.tables
+        else ""
+    )
+    return Finding(
+        name="sql",
+        status="note",
+        message="agents' SQL (execute_sql, query_data, update_client_status) does NOT run in the database of "
+        f"APP_DATABASE_URL: discovery and the monitor read that one, and SQL runs in this layer's own{tables}",
+        what_to_do="To let agents query the application, keep this layer in the application's database (DATABASE_URL), "
+        "or give them tools of your own that connect there.",
+    )
 
 
 async def _sandbox() -> Finding:

@@ -14,6 +14,7 @@ from agent.commands.options import EXIT_CODES, JsonOption, opened_database, sett
 from agent.commands.output import (
     Column,
     heading,
+    in_words,
     inert,
     is_terminal,
     local_time,
@@ -169,10 +170,8 @@ def _serve() -> None:
     from agent.learning.background_learner import BackgroundLearner
 
     learner = BackgroundLearner(settings=settings())
-    every = learner.clock.interval.total_seconds()
-    run_service(
-        _LearnerService(learner), learner.database, f"Learning every {every:g} seconds. Ctrl-C ends it."
-    )
+    every = in_words(learner.clock.interval)
+    run_service(_LearnerService(learner), learner.database, f"Learning {every}. Ctrl-C ends it.")
 
 
 class _LearnerService:

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agent.commands.options import EXIT_CODES, JsonOption, opened_database, settings
-from agent.commands.output import Column, heading, is_terminal, print_lines, print_table, remark, say_json
+from agent.commands.output import (
+    Column,
+    counted_as,
+    heading,
+    in_words,
+    is_terminal,
+    print_lines,
+    print_table,
+    remark,
+    say_json,
+)
 
 if TYPE_CHECKING:
     from agent.monitoring.continuous_monitor import MonitorReport
@@ -49,8 +59,8 @@ def run() -> None:
     from agent.monitoring.continuous_monitor import ContinuousMonitor
 
     chosen = ContinuousMonitor(settings=settings())
-    every = chosen.clock.interval.total_seconds()
-    run_service(chosen, chosen.database, f"Looking every {every:g} seconds. Ctrl-C ends it.")
+    every = in_words(chosen.clock.interval)
+    run_service(chosen, chosen.database, f"Looking {every}. Ctrl-C ends it.")
 
 
 async def _look() -> MonitorReport:
@@ -97,8 +107,8 @@ def _print(report: MonitorReport) -> None:
             for one in report.findings
         )
     remark(
-        f"{len(report.findings)} found by {len(report.checks)} checks; {report.notices} to tell, "
-        f"{report.sent} notices sent."
+        f"{counted_as(len(report.checks), 'check')} found {counted_as(len(report.findings), 'thing')} to look at; "
+        f"{counted_as(report.notices, 'notice')} to tell, {report.sent} sent. What is open: agent alerts list"
         if report.findings
-        else f"Nothing found by {len(report.checks)} checks; {report.notices} to tell, {report.sent} notices sent."
+        else f"{counted_as(len(report.checks), 'check')} found nothing that is not as it should be."
     )

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 _CONTROL = re.compile(
@@ -50,6 +50,22 @@ def one_line(text: Any, width: int | None = None) -> str:
     """The text with all white space made single spaces, cut to a width."""
     line = " ".join(inert(text).split())
     return line if width is None or len(line) <= width else f"{line[: max(width - 1, 0)]}…"
+
+
+def counted_as(count: int, what: str) -> str:
+    """A number of things: `1 table`, `2 tables`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def in_words(interval: timedelta) -> str:
+    """How often: `every hour`, `every 5 minutes`, `every 90 seconds`."""
+    seconds = interval.total_seconds()
+    unit, length = next(
+        ((unit, length) for unit, length in (("hour", 3600), ("minute", 60)) if seconds % length == 0),
+        ("second", 1),
+    )
+    number = seconds / length
+    return f"every {unit}" if number == 1 else f"every {number:g} {unit}s"
 
 
 def short_id(identifier: str) -> str:

@@ -76,7 +76,10 @@ def explain(error: psycopg.Error, url: str) -> LearningError:
     """
     where = plain_address(url)
     said = _without_password(str(error), url)
-    last = said.strip().splitlines()[-1] if said.strip() else type(error).__name__
+    rows = [row.strip() for row in said.splitlines() if row.strip()]
+    last = next(
+        (row for row in reversed(rows) if not row.endswith("?")), type(error).__name__
+    )  # libpq asks back
     if (
         error.sqlstate == "28P01"
         or "password authentication failed" in said

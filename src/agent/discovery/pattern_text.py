@@ -44,7 +44,7 @@ def describe_column(pattern: Mapping[str, Any], column: str) -> str:
 def column_words(pattern: Mapping[str, Any], column: str) -> str:
     """`describe_column` without the column's name."""
     known = pattern["columns"].get(column)
-    parts = [] if known is None else _parts(known)
+    parts = [] if known is None else _parts(known, is_whole=pattern.get("is_whole", False))
     steps = [
         f"{step['from']}→{step['to']}"
         for status in pattern["status_columns"]
@@ -56,7 +56,7 @@ def column_words(pattern: Mapping[str, Any], column: str) -> str:
     return "; ".join(parts)
 
 
-def _parts(known: Mapping[str, Any]) -> list[str]:
+def _parts(known: Mapping[str, Any], *, is_whole: bool) -> list[str]:
     parts = []
     if known["personal"] is not None:
         parts.append(f"personal ({known['personal']})")
@@ -66,7 +66,8 @@ def _parts(known: Mapping[str, Any]) -> list[str]:
         told = ", ".join(f"{value} {_percent(share)}" for value, share in known["top"][:_VALUES_TOLD])
         parts.append(told + (", …" if len(known["top"]) > _VALUES_TOLD else ""))
     elif known["minimum"] is not None:
-        parts.append(f"{_short(known['minimum'])} to {_short(known['maximum'])}")
+        about = "" if is_whole else "about "  # a sample need not have met the least and the greatest
+        parts.append(f"{about}{_short(known['minimum'])} to {_short(known['maximum'])}")
     if known["moves"]:
         parts.append("moves")
     if known["nulls"]:

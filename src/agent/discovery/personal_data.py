@@ -96,6 +96,10 @@ _PEOPLE: Final = word_set("""
     usuarios persona personas empleado empleados client personne personnes utilisateur utilisateurs utente
     utenti dipendente pessoa pessoas klant klanten gebruiker klient klienci osoba pracownik
     """)
+# Where somebody lives, in a table of people; in one of shops or countries it is a place.
+_TOWNS: Final = word_set(
+    "city town village locality suburb ort wohnort stadt ville ciudad cidade citta plaats miasto"
+)
 # Columns in which people write what they like.
 _WRITTEN: Final = word_set(
     """
@@ -159,7 +163,7 @@ def personal_by_name(schema: str, table: str, column: str, type_kind: str) -> st
 
     Args:
         schema: the table's schema; everything in `RESTRICTED_SCHEMAS` is `restricted`.
-        table: a bare `name` is personal in a table of people, and not in one of products.
+        table: a bare `name` or `city` is personal in a table of people, and not in one of products.
         column: the column.
         type_kind: `boolean`, `time`, `number`, `enum` or another; a flag such as `email_verified` holds no address.
     """
@@ -174,6 +178,8 @@ def personal_by_name(schema: str, table: str, column: str, type_kind: str) -> st
         is_named = words[-1:] in (["name"], ["alias"]) and (people or bool(_PEOPLE & set(words)))
         if is_named or words[-1:] == ["by"] or (len(words) == 1 and words[0] in _ONE_PERSON):
             kind = "name"
+        elif people and _TOWNS & set(words):
+            kind = "address"
     if kind is None or kind not in _OF_TYPES.get(type_kind, {kind}):
         return None
     if words and words[-1] in _ABOUT and kind != "key":

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import reprlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from agent.approval.records import Approval
 from agent.approval.risk import Risk
-from agent.database.protocol import to_json
 from agent.errors import LearningError
 from agent.events import emit
 from agent.execution.call_report import report_call, report_wait
 from agent.execution.execution_records import Assessment, ExecutionResult, Status, not_approved
+from agent.execution.refused_arguments import as_logged
 from agent.execution.result_text import fenced, inert
 from agent.execution.tool_registry import ToolRegistry
 from agent.identity import Identity
@@ -75,7 +74,7 @@ class CallRefusals:
             "tool_version": tool_version,
             "risk": str(risk),
             "decision": decision,
-            "arguments_shown": arguments_shown if arguments_shown is not None else _writable(arguments),
+            "arguments_shown": as_logged(arguments_shown if arguments_shown is not None else arguments),
             "arguments_run": None,
             "error": why,
         }
@@ -154,12 +153,3 @@ class CallRefusals:
             decided_by=tuple(approval.decided_by),
             repeated=True,
         )
-
-
-def _writable(arguments: Any) -> Any:
-    """The arguments, or only their beginning where they are nested too deep to be written."""
-    try:
-        to_json(arguments)
-    except RecursionError:
-        return reprlib.repr(arguments)
-    return arguments

@@ -25,6 +25,7 @@ from agent.execution.call_judging import judged
 from agent.execution.call_permits import require_no_halt
 from agent.execution.execution_policy import rule_on
 from agent.execution.execution_records import Permit
+from agent.execution.refused_arguments import as_logged
 from agent.execution.result_text import as_recorded, inert
 from agent.execution.tool_definition import ToolVersion
 from agent.execution.tool_hosting import ToolHosting
@@ -368,7 +369,7 @@ class ToolRunner:
                 "tool_version": "",
                 "risk": str(Risk.READ),
                 "decision": "refused",
-                "arguments_shown": dict(arguments) if isinstance(arguments, Mapping) else None,
+                "arguments_shown": as_logged(dict(arguments)) if isinstance(arguments, Mapping) else None,
                 "arguments_run": None,
                 "error": str(error),
             },

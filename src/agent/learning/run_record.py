@@ -312,15 +312,21 @@ def usage_of(messages: Iterable[BaseMessage]) -> dict[str, Any]:
 
 
 _SECRETS = re.compile(
-    r"""(?ix)
+    r"""(?isx)
     ((?:password|passwd|secret|token|api[-_]?key|authorization)["']?\s*[=:]\s*)
       (?: (?:basic|bearer|token)\s+[^\s"',;}\]]+ | "[^"]*" | '[^']*' | [^\s"'&,;}\]]+ )
     | (://)[^/\s]{1,500}(?=@)
     | \b(?:sk-|sk_live_|sk_test_|gsk_|gh[opsu]_|github_pat_|xox[abp]-|sbp_|sb_secret_|AIza|AKIA
         |basic\s+|bearer\s+)[\w.=+/-]{8,}
     | \beyJ[\w-]{8,}\.[\w-]+\.[\w-]+  # a JWT
+    | -----BEGIN\ [A-Z ]{0,30}PRIVATE\ KEY-----.*?(?:-----END\ [^-]{0,50}-----|\Z)
     """
 )
+
+
+def without_secrets(text: str) -> str:
+    """The text with `…` in place of what looks like a password or a key."""
+    return _SECRETS.sub(lambda found: (found[1] or found[2] or "") + "…", text)
 
 
 def describe_error(error: BaseException) -> str:
@@ -330,8 +336,7 @@ def describe_error(error: BaseException) -> str:
     except Exception:  # noqa: BLE001 - a foreign class; that it has no words must not hide what happened
         said = "(it cannot be printed)"
     text = f"{type(error).__name__}: {said}"[: 2 * _ERROR_CHARACTERS_MAX]
-    shown = _SECRETS.sub(lambda found: (found[1] or found[2] or "") + "…", text)
-    return shown[:_ERROR_CHARACTERS_MAX]
+    return without_secrets(text)[:_ERROR_CHARACTERS_MAX]
 
 
 def run_as_json(

@@ -374,4 +374,6 @@ def _memory(error: Mapping[str, Any], reasons: Sequence[Mapping[str, Any]]) -> s
             f"{r['text']} ({r['failures']} of {r['calls']} calls)" for r in reasons
         )
     first, last = error["first_seen_at"][:10], error["last_seen_at"][:10]
+    if error["failures"] == 1:
+        return f"{text}. Seen once, {last}."
     return f"{text}. Seen {error['failures']} times, first {first}, last {last}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal, Self
@@ -47,6 +47,9 @@ class Notice:
     """How often it came back soon after it was resolved."""
     link: str | None
     """Address of its page, where the server's public address is known."""
+    silences: Sequence[Mapping[str, Any]] = ()
+    """`{made_by, why, until, is_own}` of the last three that covered it while it lasted; one that is its maker's own
+    does not hold."""
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], *, public_url: str | None) -> Self:
@@ -59,6 +62,7 @@ class Notice:
             since=datetime.fromisoformat(alert["since"]),
             resolved_at=datetime.fromisoformat(alert["resolved_at"]) if alert["resolved_at"] else None,
             link=alert_link(public_url, alert["alert_id"], alert["tenant_id"]),
+            silences=alert.get("silences", ()),
             **{
                 name: alert[name]
                 for name in (
@@ -87,6 +91,7 @@ class Notice:
             facts.append(("Until", shown_time(self.resolved_at)))
         if self.times_reopened:
             facts.append(("Came back", f"{self.times_reopened} times soon after it was resolved"))
+        facts += [("Silenced", _silenced(silence)) for silence in self.silences]
         if self.kind != "resolved":
             facts.append(("What to do", _text(self.advice)))
         facts.append(("Cause", f"{_line(self.cause)}, tenant {_line(self.tenant_id)}"))
@@ -116,7 +121,15 @@ class Notice:
             "title": self.title, "what": self.what, "advice": self.advice, "evidence": self.evidence,
             "since": self.since.isoformat(), "resolved_at": self.resolved_at.isoformat() if self.resolved_at else None,
             "times_seen": self.times_seen, "times_reopened": self.times_reopened, "link": self.link,
+            "silences": [dict(silence) for silence in self.silences],
         }  # fmt: skip
+
+
+def _silenced(silence: Mapping[str, Any]) -> str:
+    told = f"by {_line(silence['made_by'])} until {shown_time(silence['until'])}"
+    if silence["is_own"]:
+        told += ", whom it is about, so that does not hold"
+    return f"{told}: {_line(silence['why'])}" if silence["why"] else told
 
 
 def alert_link(public_url: str | None, alert_id: str, tenant_id: str) -> str | None:
