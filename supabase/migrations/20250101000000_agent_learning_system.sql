@@ -935,6 +935,9 @@ CREATE UNIQUE INDEX agent_memory_one_per_turn ON public.agent_memory (tenant_id,
 -- Newest first within a scope.
 CREATE INDEX agent_memory_by_scope ON public.agent_memory (tenant_id, scope, owner_id, store, memory_number DESC)
     WHERE superseded_at IS NULL;
+-- History of an owner, in the order of recording.
+CREATE INDEX agent_memory_past ON public.agent_memory (tenant_id, scope, owner_id, memory_number)
+    WHERE superseded_at IS NOT NULL;
 CREATE UNIQUE INDEX agent_memory_by_number ON public.agent_memory (memory_number);
 
 CREATE TABLE public.agent_memory_evidence (
@@ -953,21 +956,6 @@ CREATE TABLE public.agent_memory_evidence (
 );
 COMMENT ON TABLE public.agent_memory_evidence IS 'Which messages or tool calls of which runs a memory was learned from.';
 CREATE INDEX agent_memory_evidence_by_run ON public.agent_memory_evidence (tenant_id, run_id);
-
-CREATE TABLE public.agent_memory_term (
-    tenant_id text NOT NULL,
-    scope text NOT NULL,
-    owner_id text NOT NULL,
-    lexeme text NOT NULL,
-    memory_number bigint NOT NULL REFERENCES public.agent_memory (memory_number) ON DELETE CASCADE,
-    occurrences smallint NOT NULL,
-    word_count integer NOT NULL,
-    place bigint,
-    PRIMARY KEY (tenant_id, scope, owner_id, lexeme, memory_number) INCLUDE (occurrences, word_count, place)
-);
-COMMENT ON TABLE public.agent_memory_term IS 'Words of the current memories that are searched. A table and not a GIN index, because row level security keeps the planner from using an index on an operator that is not leakproof, as @@ is not.';
-COMMENT ON COLUMN public.agent_memory_term.place IS 'Where a turn stands: see agent_private.place_of; NULL for what is no turn.';
-CREATE INDEX agent_memory_term_by_memory ON public.agent_memory_term (memory_number);
 
 CREATE TABLE public.agent_memory_embedding (
     tenant_id text NOT NULL,
@@ -990,48 +978,42 @@ CREATE TABLE public.agent_scope (
     version bigint NOT NULL DEFAULT 0,
     memory_count integer NOT NULL DEFAULT 0,
     word_count bigint NOT NULL DEFAULT 0,
+    languages text[] NOT NULL DEFAULT '{}',
+    reindexing text,
+    reindexed_to bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (tenant_id, scope, owner_id)
 );
 COMMENT ON TABLE public.agent_scope IS 'One row per owner: its version rises with every write, so that learning can tell whether what it read is still so; its counts are those of the searchable memories.';
+COMMENT ON COLUMN public.agent_scope.languages IS 'The languages that its words are in: more than one while a change is under way.';
+COMMENT ON COLUMN public.agent_scope.reindexing IS 'To which language its words are being changed, up to the memory of number reindexed_to.';
 
-SELECT agent_private.guard(t) FROM unnest(ARRAY[
-    'public.agent_memory', 'public.agent_memory_evidence', 'public.agent_memory_term',
-    'public.agent_memory_embedding', 'public.agent_scope']::regclass[]) AS t;
-
--- What a scope lets see. The settings are read once per query, not once per row.
-DO $$
-DECLARE
-    target text;
-BEGIN
-    FOREACH target IN ARRAY ARRAY['agent_memory', 'agent_memory_evidence', 'agent_memory_term',
-                                  'agent_memory_embedding', 'agent_scope'] LOOP
-        EXECUTE format($policy$
-            CREATE POLICY own_scope ON public.%I TO agent_app
-            USING (
-                tenant_id = (SELECT current_setting('agent.tenant_id', true))
-                AND (
-                    (scope = 'user' AND owner_id = (SELECT current_setting('agent.user_id', true)))
-                    OR (scope = 'agent' AND owner_id = (SELECT current_setting('agent.agent_id', true)))
-                    OR scope = 'tenant'
-                    OR (SELECT current_setting('agent.reach', true)) = 'tenant'
-                )
-            )
-        $policy$, target);
-    END LOOP;
-END
-$$;
-
--- The words of a text, at most 20,000 characters of it, stemmed as English; words of other languages stay as they are.
--- Of a longer word the first 100 characters count: an index takes no longer ones.
-CREATE FUNCTION agent_private.lexemes(content text)
-RETURNS TABLE (lexeme text, occurrences integer)
-LANGUAGE sql IMMUTABLE
+-- Let storage functions see of a table with tenant_id, scope and owner_id what the identity may see. The settings are read
+-- once per query, not once per row.
+CREATE FUNCTION agent_private.own_scope(target regclass)
+RETURNS void
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT left(t.lexeme, 100), sum(coalesce(array_length(t.positions, 1), 1))::integer
-    FROM unnest(to_tsvector('pg_catalog.english', left(content, 20000))) AS t
-    GROUP BY 1;
+BEGIN
+    EXECUTE format($policy$
+        CREATE POLICY own_scope ON %s TO agent_app
+        USING (
+            tenant_id = (SELECT current_setting('agent.tenant_id', true))
+            AND (
+                (scope = 'user' AND owner_id = (SELECT current_setting('agent.user_id', true)))
+                OR (scope = 'agent' AND owner_id = (SELECT current_setting('agent.agent_id', true)))
+                OR scope = 'tenant'
+                OR (SELECT current_setting('agent.reach', true)) = 'tenant'
+            )
+        )
+    $policy$, target);
+END
 $$;
+REVOKE ALL ON FUNCTION agent_private.own_scope(regclass) FROM PUBLIC;
+
+SELECT agent_private.guard(t), agent_private.own_scope(t) FROM unnest(ARRAY[
+    'public.agent_memory', 'public.agent_memory_evidence', 'public.agent_memory_embedding',
+    'public.agent_scope']::regclass[]) AS t;
 
 -- A text as it is compared: upper and lower case and white space do not count. Empty for white space alone.
 CREATE FUNCTION agent_private.plain_text(content text)
@@ -1136,47 +1118,34 @@ BEGIN
 END
 $$;
 
+-- Lock the scopes that operations are of, but for the user's, which is locked last: in one order, so that writers of
+-- several do not wait for each other in a circle. curate_memories and reindex_words lock in this order too.
+CREATE FUNCTION agent_private.lock_shared_scopes(operations jsonb)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    shared text;
+BEGIN
+    FOR shared IN SELECT DISTINCT o ->> 'scope' FROM jsonb_array_elements(operations) AS o WHERE o ->> 'scope' <> 'user' ORDER BY 1 LOOP
+        PERFORM agent_private.touch_scope(shared);
+    END LOOP;
+END
+$$;
+
 -- Close a current version: it stays as history but is no longer found. The caller holds the scope.
 CREATE FUNCTION agent_private.close_memory(target public.agent_memory, reason text)
 RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    words integer;
 BEGIN
     UPDATE public.agent_memory m
     SET superseded_at = greatest(clock_timestamp(), m.recorded_at), superseded_reason = reason  -- clocks are set back
     WHERE m.memory_number = target.memory_number AND m.tenant_id = target.tenant_id;
-    DELETE FROM public.agent_memory_term t WHERE t.memory_number = target.memory_number;
     DELETE FROM public.agent_memory_embedding e WHERE e.memory_number = target.memory_number;
-    IF agent_private.is_searched(target.store) THEN
-        SELECT coalesce(sum(l.occurrences), 0) INTO words FROM agent_private.lexemes(agent_private.searched_text(target)) l;
-        UPDATE public.agent_scope s
-        SET memory_count = s.memory_count - 1, word_count = s.word_count - words
-        WHERE (s.tenant_id, s.scope, s.owner_id) = (target.tenant_id, target.scope, target.owner_id);
-    END IF;
-END
-$$;
-
--- Index the words of a version that was just inserted. The caller holds the scope.
-CREATE FUNCTION agent_private.index_memory(target public.agent_memory)
-RETURNS void
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    text_searched text := agent_private.searched_text(target);
-    words integer;
-BEGIN
-    SELECT coalesce(sum(l.occurrences), 0) INTO words FROM agent_private.lexemes(text_searched) l;
-    INSERT INTO public.agent_memory_term
-    SELECT target.tenant_id, target.scope, target.owner_id, l.lexeme, target.memory_number,
-           least(l.occurrences, 32767), words, agent_private.place_of(target.session_id, target.turn)
-    FROM agent_private.lexemes(text_searched) l;
-    UPDATE public.agent_scope s
-    SET memory_count = s.memory_count + 1, word_count = s.word_count + words
-    WHERE (s.tenant_id, s.scope, s.owner_id) = (target.tenant_id, target.scope, target.owner_id);
+    PERFORM agent_private.unindex_memory(target);
 END
 $$;
 
@@ -1337,7 +1306,7 @@ BEGIN
             learning ->> 'run_id')
         RETURNING * INTO written;
         IF agent_private.is_searched(written.store) THEN
-            PERFORM agent_private.index_memory(written);
+            PERFORM agent_private.index_memories(the_scope, owner, ARRAY[written.memory_number]);
         END IF;
     END IF;
     PERFORM agent_private.attach_evidence(written, learning -> 'evidence');
@@ -1421,6 +1390,501 @@ BEGIN
         retired := retired + 1;
     END LOOP;
     RETURN retired;
+END
+$$;
+
+-- ---- schemas/12_words.sql
+
+-- Words: what a text is searched by, in its language; postings and statistics of each scope; reading them.
+
+CREATE TABLE public.agent_memory_term (
+    tenant_id text NOT NULL,
+    scope text NOT NULL,
+    owner_id text NOT NULL,
+    lexeme text NOT NULL,
+    memory_number bigint NOT NULL REFERENCES public.agent_memory (memory_number) ON DELETE CASCADE,
+    occurrences smallint NOT NULL,
+    impact smallint NOT NULL,
+    word_count integer NOT NULL,
+    place bigint,
+    PRIMARY KEY (memory_number, lexeme)
+);
+COMMENT ON TABLE public.agent_memory_term IS 'Words of the current memories that are searched. A table and not a GIN index, because row level security keeps the planner from using an index on an operator that is not leakproof, as @@ is not.';
+COMMENT ON COLUMN public.agent_memory_term.impact IS 'How much the word says of this memory: see agent_private.impact. What a long list is read by, best first.';
+COMMENT ON COLUMN public.agent_memory_term.word_count IS 'How many words the memory has, repeated ones too.';
+COMMENT ON COLUMN public.agent_memory_term.place IS 'Where a turn stands: see agent_private.place_of; NULL for what is no turn.';
+-- All that reading a list needs, so that the table itself is not read.
+CREATE INDEX agent_memory_term_best ON public.agent_memory_term
+    (tenant_id, scope, owner_id, lexeme, impact DESC, memory_number DESC) INCLUDE (occurrences, word_count, place);
+
+CREATE TABLE public.agent_memory_past_term (
+    tenant_id text NOT NULL,
+    scope text NOT NULL,
+    owner_id text NOT NULL,
+    lexeme text NOT NULL,
+    memory_number bigint NOT NULL REFERENCES public.agent_memory (memory_number) ON DELETE CASCADE,
+    occurrences smallint NOT NULL,
+    impact smallint NOT NULL,
+    word_count integer NOT NULL,
+    place bigint,
+    PRIMARY KEY (memory_number, lexeme)
+);
+COMMENT ON TABLE public.agent_memory_past_term IS 'Words of the versions that are history, for questions about what was believed at a time.';
+CREATE INDEX agent_memory_past_term_best ON public.agent_memory_past_term
+    (tenant_id, scope, owner_id, lexeme, impact DESC, memory_number DESC);
+
+CREATE TABLE public.agent_term_count (
+    tenant_id text NOT NULL,
+    scope text NOT NULL,
+    owner_id text NOT NULL,
+    lexeme text NOT NULL,
+    memory_count integer NOT NULL,
+    PRIMARY KEY (tenant_id, scope, owner_id, lexeme),
+    CONSTRAINT agent_term_count_positive CHECK (memory_count > 0)
+) WITH (fillfactor = 80);  -- so that a count changes where it stands
+COMMENT ON TABLE public.agent_term_count IS 'How many current memories of a scope have a word. Changed under the lock that writers of one owner share anyway, so that no row waits for writers of another.';
+
+CREATE TABLE public.agent_text_language (
+    tenant_id text PRIMARY KEY,
+    language text NOT NULL,
+    changed_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE public.agent_text_language IS 'In which language a tenant''s texts are searched: the name of a text search configuration of Postgres. A tenant without a row: english.';
+
+SELECT agent_private.guard(t) FROM unnest(ARRAY[
+    'public.agent_memory_term', 'public.agent_memory_past_term', 'public.agent_term_count',
+    'public.agent_text_language']::regclass[]) AS t;
+SELECT agent_private.own_scope(t) FROM unnest(ARRAY[
+    'public.agent_memory_term', 'public.agent_memory_past_term', 'public.agent_term_count']::regclass[]) AS t;
+CREATE POLICY own_tenant ON public.agent_text_language TO agent_app
+    USING (tenant_id = (SELECT current_setting('agent.tenant_id', true)))
+    WITH CHECK (tenant_id = (SELECT current_setting('agent.tenant_id', true))
+                AND (SELECT current_setting('agent.reach', true)) = 'tenant');
+
+-- Which of these scripts a text has, and the language whose stemmer knows its words: a word of Greek letters is Greek,
+-- one of Cyrillic letters is taken for Russian. Hebrew has no stemmer. The letters are as inside [] of a regular expression.
+CREATE FUNCTION agent_private.scripts()
+RETURNS TABLE (letters text, language text)
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    VALUES ('\u0400-\u052F', 'russian'), ('\u05D0-\u05EA', 'hebrew'), ('\u0620-\u063F\u0641-\u064A\u066E-\u06D3\u06D5\u06FA-\u06FC', 'arabic'),
+           ('\u0370-\u037D\u037F-\u03FF\u1F00-\u1FFF', 'greek'), ('\u0900-\u0963\u0966-\u097F', 'hindi'),
+           ('\u0B80-\u0BFF', 'tamil'), ('\u0531-\u0556\u0561-\u0587', 'armenian');
+$$;
+
+-- A lexeme without its accents, of at most 100 characters: an index takes no long ones.
+CREATE FUNCTION agent_private.folded(lexeme text)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN octet_length(lexeme) = length(lexeme) THEN left(lexeme, 100)
+                ELSE left(normalize(regexp_replace(normalize(lexeme, NFD), '[\u0300-\u036F]', '', 'g'), NFC), 100) END;
+$$;
+
+-- The words of a text, at most 20,000 characters of it, in one of Postgres's languages ('simple': words as they are).
+-- Of a longer word the first 100 characters count. A text of other than ASCII characters is taken apart by script, which
+-- does not depend on the locale of the database: words of the scripts of agent_private.scripts by that language, unless
+-- all is 'simple'; Hebrew words as they are and without a prefix of one letter, or of two where the first is "and" or
+-- "that"; runs of Chinese, Japanese, Korean, Thai, Lao, Khmer and Burmese characters, which have no spaces between words,
+-- as pairs of neighbours, and Chinese characters singly too; emoji as words. Accents do not count, nor do vowel signs of
+-- Hebrew and Arabic, nor whether a character is composed or of full width.
+CREATE FUNCTION agent_private.lexemes(content text, language text DEFAULT 'english')
+RETURNS TABLE (lexeme text, occurrences integer)
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    plain text := left(content, 20000);
+    unspaced constant text := '\u0E01-\u0E3A\u0E40-\u0E4E\u0E81-\u0EDF\u1000-\u103F\u1050-\u109F\u1780-\u17D3\u3005-\u3007\u3041-\u3096'
+        '\u309D-\u309F\u30A1-\u30FA\u30FC-\u30FF\u3400-\u4DBF\u4E00-\u9FFF\uAC00-\uD7A3\uF900-\uFAFF\U00020000-\U0003FFFF';
+    emoji constant text := '\u2600-\u27BF\u2B00-\u2BFF\U0001F000-\U0001F3FA\U0001F400-\U0001FAFF';
+    other_scripts text;
+BEGIN
+    IF octet_length(plain) = length(plain) THEN
+        RETURN QUERY
+        SELECT left(t.lexeme, 100), sum(coalesce(array_length(t.positions, 1), 1))::integer
+        FROM unnest(to_tsvector(language::regconfig, plain)) AS t
+        GROUP BY 1;
+        RETURN;
+    END IF;
+    plain := left(lower(normalize(plain, NFKC)), 20000);
+    plain := replace(replace(plain, '’', ''''), 'ʼ', '''');
+    -- What stands inside words and is no letter; then what stands between them.
+    plain := regexp_replace(plain, '[\u00AD\u0591-\u05BD\u05BF\u05C1\u05C2\u05C4\u05C5\u05C7\u05F3\u05F4\u0640\u064B-\u065F\u0670'
+        '\u200B-\u200F\u2060\uFE00-\uFE0F\uFEFF\U0001F3FB-\U0001F3FF]', '', 'g');
+    plain := regexp_replace(plain, '[\u0080-\u00A9\u00AB-\u00B4\u00B6-\u00B9\u00BB-\u00BF\u00D7\u00F7\u05BE\u05C0\u05C3\u060C\u061B\u061F'
+        '\u066A-\u066D\u06D4\u0964\u0965\u2000-\u206F\u20A0-\u20CF\u2190-\u25FF\u27C0-\u2AFF\u3000-\u3004\u3008-\u3040\u30A0\u30FB\uFF00-\uFFFF]', ' ', 'g');
+    SELECT string_agg(s.letters, '') INTO other_scripts FROM agent_private.scripts() AS s;
+    RETURN QUERY
+    SELECT agent_private.folded(x.word), sum(x.times)::integer
+    FROM (
+        SELECT t.lexeme, coalesce(array_length(t.positions, 1), 1)
+        FROM unnest(to_tsvector(language::regconfig, regexp_replace(plain, '[' || other_scripts || unspaced || emoji || ']+', ' ', 'g'))) AS t
+        UNION ALL
+        SELECT h.form, coalesce(array_length(t.positions, 1), 1)
+        FROM agent_private.scripts() AS s
+        CROSS JOIN LATERAL unnest(to_tsvector(
+            (CASE WHEN lexemes.language = 'simple' OR s.language = 'hebrew' THEN 'simple'
+                  WHEN s.language = 'russian' AND lexemes.language = 'serbian' THEN 'serbian' ELSE s.language END)::regconfig,
+            regexp_replace(plain, '[^' || s.letters || ']+', ' ', 'g'))) AS t
+        CROSS JOIN LATERAL (
+            SELECT t.lexeme AS form
+            UNION ALL
+            SELECT substr(t.lexeme, 2) WHERE s.language = 'hebrew' AND t.lexeme ~ '^[והבכלמש].{2}'
+            UNION ALL
+            SELECT substr(t.lexeme, 3) WHERE s.language = 'hebrew' AND t.lexeme ~ '^[וש][הבכלמש].{2}'
+        ) AS h
+        WHERE plain ~ ('[' || s.letters || ']')
+        UNION ALL
+        SELECT f.form, 1
+        FROM regexp_matches(plain, '[' || unspaced || ']+', 'g') AS r (run)
+        CROSS JOIN LATERAL (
+            SELECT c.letter, lead(c.letter) OVER (ORDER BY c.at) AS following, count(*) OVER () AS length
+            FROM unnest(string_to_array(r.run[1], NULL)) WITH ORDINALITY AS c (letter, at)
+        ) AS p
+        CROSS JOIN LATERAL (
+            SELECT p.letter || p.following AS form WHERE p.following IS NOT NULL
+            UNION ALL
+            SELECT p.letter WHERE p.length = 1 OR p.letter ~ '[\u3005-\u3007\u3400-\u4DBF\u4E00-\u9FFF\uF900-\uFAFF\U00020000-\U0003FFFF]'
+        ) AS f
+        UNION ALL
+        SELECT e.letter[1], 1 FROM regexp_matches(plain, '[' || emoji || ']', 'g') AS e (letter)
+    ) AS x (word, times)
+    GROUP BY 1
+    HAVING agent_private.folded(x.word) <> '';
+END
+$$;
+
+-- How much a word says of a memory, in thousandths: the part of BM25 that does not depend on the scope, for memories of
+-- 20 words in the mean. Lists are read in this order; scores are computed anew.
+CREATE FUNCTION agent_private.impact(occurrences integer, word_count integer)
+RETURNS smallint
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT (2200 * occurrences / (occurrences + 0.3::double precision + 0.045::double precision * word_count))::smallint;
+$$;
+
+-- The language of the tenant's texts.
+CREATE FUNCTION agent_private.text_language()
+RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce((SELECT l.language FROM public.agent_text_language l WHERE l.tenant_id = current_setting('agent.tenant_id')), 'english');
+$$;
+
+-- Take the words of a current version out of postings and counts; what was believed is still found by them, unless it
+-- is forgotten. The caller holds the scope.
+CREATE FUNCTION agent_private.unindex_memory(target public.agent_memory, is_forgotten boolean DEFAULT false)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    words integer;
+BEGIN
+    IF NOT agent_private.is_searched(target.store) THEN
+        RETURN;
+    END IF;
+    WITH gone AS (
+        DELETE FROM public.agent_memory_term t
+        WHERE t.memory_number = target.memory_number AND t.tenant_id = target.tenant_id
+        RETURNING t.*
+    ), kept AS (
+        INSERT INTO public.agent_memory_past_term SELECT g.* FROM gone g WHERE NOT is_forgotten
+    ), last_ones AS (
+        DELETE FROM public.agent_term_count c USING gone g
+        WHERE (c.tenant_id, c.scope, c.owner_id, c.lexeme) = (g.tenant_id, g.scope, g.owner_id, g.lexeme) AND c.memory_count = 1
+    ), others AS (
+        UPDATE public.agent_term_count c SET memory_count = c.memory_count - 1 FROM gone g
+        WHERE (c.tenant_id, c.scope, c.owner_id, c.lexeme) = (g.tenant_id, g.scope, g.owner_id, g.lexeme) AND c.memory_count > 1
+    )
+    SELECT coalesce(sum(g.occurrences), 0) INTO words FROM gone g;
+    UPDATE public.agent_scope s
+    SET memory_count = s.memory_count - 1, word_count = s.word_count - words
+    WHERE (s.tenant_id, s.scope, s.owner_id) = (target.tenant_id, target.scope, target.owner_id);
+END
+$$;
+
+-- Index the words of current versions of one scope that have none yet, and count them. The caller holds the scope.
+CREATE FUNCTION agent_private.index_memories(the_scope text, the_owner text, the_numbers bigint[])
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    tenant text := current_setting('agent.tenant_id');
+    the_language text := agent_private.text_language();
+    words bigint;
+BEGIN
+    WITH words AS MATERIALIZED (
+        SELECT m.memory_number, l.lexeme, l.occurrences, agent_private.place_of(m.session_id, m.turn) AS place,
+               (sum(l.occurrences) OVER (PARTITION BY m.memory_number))::integer AS word_count
+        FROM unnest(the_numbers) AS n (memory_number)
+        JOIN public.agent_memory m ON m.memory_number = n.memory_number AND m.tenant_id = tenant
+        CROSS JOIN LATERAL agent_private.lexemes(agent_private.searched_text(m), the_language) AS l
+    ), posted AS (
+        INSERT INTO public.agent_memory_term (tenant_id, scope, owner_id, lexeme, memory_number, occurrences, impact, word_count, place)
+        SELECT tenant, the_scope, the_owner, w.lexeme, w.memory_number, w.occurrences,
+               agent_private.impact(w.occurrences, w.word_count), w.word_count, w.place
+        FROM words w
+    ), counted AS (
+        INSERT INTO public.agent_term_count AS c (tenant_id, scope, owner_id, lexeme, memory_count)
+        SELECT tenant, the_scope, the_owner, w.lexeme, count(*) FROM words w GROUP BY w.lexeme
+        ON CONFLICT (tenant_id, scope, owner_id, lexeme) DO UPDATE SET memory_count = c.memory_count + excluded.memory_count
+    )
+    SELECT coalesce(sum(w.occurrences), 0) INTO words FROM words w;
+    UPDATE public.agent_scope s
+    SET memory_count = s.memory_count + cardinality(the_numbers), word_count = s.word_count + words,
+        languages = CASE WHEN the_language = ANY (s.languages) THEN s.languages ELSE s.languages || the_language END
+    WHERE s.tenant_id = tenant AND s.scope = the_scope AND s.owner_id = the_owner;
+END
+$$;
+
+-- What a question is searched by in one scope: its rarest 32 words that the scope has, the rarest first, in how many of its
+-- memories each is, how many memories it has and of how many words they are in the mean. as_of: words of history alone
+-- count too. NULL for words where there is no such scope.
+CREATE FUNCTION agent_private.question_words(
+    the_scope text, the_owner text, question text, as_of timestamptz DEFAULT NULL,
+    OUT words text[], OUT frequencies double precision[], OUT memories double precision, OUT mean_words double precision)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    tenant text := current_setting('agent.tenant_id');
+    languages text[];
+    asked text[];
+BEGIN
+    SELECT greatest(s.memory_count, 1), greatest(s.word_count::double precision / greatest(s.memory_count, 1), 1), s.languages
+    INTO memories, mean_words, languages
+    FROM public.agent_scope s
+    WHERE s.tenant_id = tenant AND s.scope = the_scope AND s.owner_id = the_owner;
+    IF memories IS NULL THEN
+        RETURN;
+    END IF;
+    IF cardinality(languages) < 2 THEN
+        asked := ARRAY(SELECT l.lexeme FROM agent_private.lexemes(left(question, 4000), coalesce(languages[1], 'english')) AS l);
+    ELSE  -- while a change of language is under way
+        asked := ARRAY(SELECT DISTINCT l.lexeme FROM unnest(languages) AS g (language)
+                       CROSS JOIN LATERAL agent_private.lexemes(left(question, 4000), g.language) AS l);
+    END IF;
+    SELECT coalesce(array_agg(x.lexeme ORDER BY x.frequency, x.lexeme), '{}'), coalesce(array_agg(x.frequency ORDER BY x.frequency, x.lexeme), '{}')
+    INTO words, frequencies
+    FROM (SELECT a.lexeme, coalesce(c.memory_count, 0)::double precision AS frequency
+          FROM unnest(asked) AS a (lexeme)
+          LEFT JOIN LATERAL (SELECT t.memory_count FROM public.agent_term_count t
+                             WHERE t.tenant_id = tenant AND t.scope = the_scope AND t.owner_id = the_owner AND t.lexeme = a.lexeme
+                             LIMIT 1) AS c ON true
+          WHERE c.memory_count IS NOT NULL OR as_of IS NOT NULL
+          ORDER BY 2, 1 LIMIT 32) AS x;
+END
+$$;
+
+-- The postings of a question's words in one scope, words by their place in the list: rarest first, with their frequencies, as
+-- question_words gives them. Complete where the scope has at most 10,000 memories or the words at most 20,000 postings.
+-- Above that: all postings of the rarest words; of the common ones the 500 that say most, and those of the 1,000 memories
+-- that the rare ones and these speak for. Only what fits the filters and was believed as_of; then of a common word what fits
+-- among the 50,000 postings that say most. Leans on agent_memory_term_best and on the primary key; locks nothing.
+CREATE FUNCTION agent_private.word_hits(
+    the_scope text, the_owner text, words text[], frequencies double precision[], memories double precision,
+    filters jsonb DEFAULT '{}', as_of timestamptz DEFAULT NULL)
+RETURNS TABLE (memory_number bigint, place bigint, word integer, occurrences smallint, word_count integer)
+LANGUAGE plpgsql STABLE ROWS 1000
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    tenant text := current_setting('agent.tenant_id');
+    stores jsonb := filters -> 'stores';
+    turns_wanted boolean := CASE WHEN stores IS NULL THEN NULL WHEN stores <@ '["conversation"]' THEN true
+                                 WHEN NOT stores ? 'conversation' THEN false END;
+    -- Which store it is of, a posting tells by its place, but for stores that no turn is of.
+    is_looked_up boolean := as_of IS NOT NULL OR filters - 'stores' <> '{}' OR (stores - 'user_memory' - 'conversation') <> '[]'
+                            OR (the_scope = 'tenant' AND stores IS NOT NULL);
+    whole integer := cardinality(words);
+BEGIN
+    IF memories > 10000 THEN
+        SELECT count(*) FILTER (WHERE f.postings <= 20000) INTO whole
+        FROM (SELECT sum(u.frequency) OVER (ORDER BY u.at) AS postings FROM unnest(frequencies) WITH ORDINALITY AS u (frequency, at)) AS f;
+    END IF;
+    IF whole = cardinality(words) AND NOT is_looked_up THEN
+        RETURN QUERY
+        SELECT t.memory_number, t.place, w.at::integer, t.occurrences, t.word_count
+        FROM unnest(words) WITH ORDINALITY AS w (lexeme, at)
+        CROSS JOIN LATERAL (
+            SELECT x.memory_number, x.place, x.occurrences, x.word_count FROM public.agent_memory_term x
+            WHERE x.tenant_id = tenant AND x.scope = the_scope AND x.owner_id = the_owner AND x.lexeme = w.lexeme
+              AND (turns_wanted IS NULL OR turns_wanted = (x.place IS NOT NULL))
+            ORDER BY x.impact DESC OFFSET 0
+        ) AS t;
+        RETURN;
+    END IF;
+    RETURN QUERY
+    WITH listed AS MATERIALIZED (
+        SELECT t.memory_number, t.place, w.at::integer AS word, t.occurrences, t.word_count
+        FROM unnest(words) WITH ORDINALITY AS w (lexeme, at)
+        CROSS JOIN LATERAL (
+            SELECT y.* FROM (
+                SELECT x.memory_number, x.place, x.occurrences, x.word_count FROM public.agent_memory_term x
+                WHERE x.tenant_id = tenant AND x.scope = the_scope AND x.owner_id = the_owner AND x.lexeme = w.lexeme
+                  AND (turns_wanted IS NULL OR turns_wanted = (x.place IS NOT NULL))
+                ORDER BY x.impact DESC, x.memory_number DESC
+                LIMIT CASE WHEN w.at <= whole THEN NULL WHEN is_looked_up THEN 50000 ELSE 500 END
+            ) AS y
+            WHERE NOT is_looked_up OR EXISTS (
+                SELECT FROM public.agent_memory m WHERE m.memory_number = y.memory_number AND agent_private.fits(m, filters, as_of) OFFSET 0)
+            LIMIT CASE WHEN w.at > whole THEN 500 END
+        ) AS t
+    ), past AS (
+        SELECT t.memory_number, t.place, w.at::integer AS word, t.occurrences, t.word_count
+        FROM unnest(words) WITH ORDINALITY AS w (lexeme, at)
+        CROSS JOIN LATERAL (
+            SELECT x.* FROM public.agent_memory_past_term x
+            WHERE x.tenant_id = tenant AND x.scope = the_scope AND x.owner_id = the_owner AND x.lexeme = w.lexeme
+            ORDER BY x.impact DESC, x.memory_number DESC LIMIT 50000
+        ) AS t
+        WHERE as_of IS NOT NULL AND EXISTS (
+            SELECT FROM public.agent_memory m WHERE m.memory_number = t.memory_number AND agent_private.fits(m, filters, as_of) OFFSET 0)
+    ), spoken_for AS (
+        SELECT l.memory_number
+        FROM listed l
+        WHERE whole < cardinality(words)
+        GROUP BY l.memory_number
+        ORDER BY sum(ln(1 + memories / (frequencies[l.word] + 1)) * l.occurrences / (l.occurrences + 0.3::double precision + 0.045::double precision * l.word_count)) DESC
+        LIMIT 1000
+    )
+    SELECT l.* FROM listed l WHERE l.word <= whole
+    UNION ALL
+    SELECT p.* FROM past p
+    UNION ALL
+    (SELECT l.* FROM listed l WHERE l.word > whole
+     UNION
+     SELECT t.memory_number, t.place, array_position(words, t.lexeme), t.occurrences, t.word_count
+     FROM spoken_for c
+     CROSS JOIN LATERAL (
+         SELECT x.* FROM public.agent_memory_term x
+         WHERE x.memory_number = c.memory_number AND x.lexeme = ANY (words[whole + 1:])
+           AND x.tenant_id = tenant AND x.scope = the_scope AND x.owner_id = the_owner OFFSET 0
+     ) AS t);
+END
+$$;
+
+-- ---- schemas/14_languages.sql
+
+-- The language of a tenant's texts: setting it, and changing the words that were indexed before.
+
+-- Say in which language a tenant's texts are searched: the name of a text search configuration of Postgres, such as
+-- 'german'; 'simple' (words as they are) for what Postgres has none of. For operators. What was indexed before is found by
+-- its old words until reindex_words has changed them. Returns {language, scopes_waiting}.
+CREATE FUNCTION public.set_text_language(identity jsonb, the_language text)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous text[];
+    waiting bigint;
+    known text;
+BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity, 'tenant');
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('PT403', 'a language is set for a tenant');
+    END IF;
+    SELECT c.cfgname INTO known FROM pg_ts_config c
+    WHERE c.cfgnamespace = 'pg_catalog'::regnamespace AND c.cfgname::text = lower(btrim(the_language));
+    known := coalesce(known, 'simple');
+    INSERT INTO public.agent_text_language AS l (tenant_id, language) VALUES (current_setting('agent.tenant_id'), known)
+    ON CONFLICT (tenant_id) DO UPDATE SET language = excluded.language, changed_at = clock_timestamp()
+    WHERE l.language <> excluded.language;
+    SELECT count(*) INTO waiting FROM public.agent_scope s
+    WHERE s.tenant_id = current_setting('agent.tenant_id') AND s.languages <> ARRAY[known] AND s.languages <> '{}';
+    PERFORM agent_private.leave(previous);
+    RETURN jsonb_build_object('language', known, 'scopes_waiting', waiting);
+END
+$$;
+
+-- Change the words of at most row_limit versions to the tenant's language, scope by scope; nothing where all are. For
+-- operators; the learner does it. Locks the scopes one after the other. Returns {reindexed, scopes_waiting}.
+CREATE FUNCTION public.reindex_words(identity jsonb, row_limit integer DEFAULT 1000)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous text[];
+    tenant text;
+    the_language text;
+    due public.agent_scope;
+    target public.agent_memory;
+    done integer := 0;
+    done_here integer;
+    waiting bigint;
+BEGIN
+    identity := agent_private.document(identity);
+    previous := agent_private.enter(identity, 'tenant');
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('PT403', 'words are changed for a tenant');
+    END IF;
+    tenant := current_setting('agent.tenant_id');
+    the_language := agent_private.text_language();
+    FOR due IN
+        SELECT * FROM public.agent_scope s
+        WHERE s.tenant_id = tenant AND s.languages <> ARRAY[the_language] AND s.languages <> '{}'
+        ORDER BY s.scope, s.owner_id LIMIT row_limit
+    LOOP
+        EXIT WHEN done >= row_limit;
+        -- Its version stays as it is: what is known does not change.
+        SELECT * INTO due FROM public.agent_scope s
+        WHERE s.tenant_id = tenant AND s.scope = due.scope AND s.owner_id = due.owner_id FOR UPDATE;
+        CONTINUE WHEN NOT FOUND;  -- erased meanwhile
+        IF due.reindexing IS DISTINCT FROM the_language THEN
+            due.reindexed_to := 0;
+        END IF;
+        done_here := 0;
+        FOR target IN
+            SELECT x.* FROM unnest(ARRAY['user_memory', 'application', 'conversation']) AS o (store)
+            CROSS JOIN LATERAL (
+                SELECT * FROM public.agent_memory m
+                WHERE m.tenant_id = tenant AND m.scope = due.scope AND m.owner_id = due.owner_id AND m.store = o.store
+                  AND m.superseded_at IS NULL AND m.memory_number > due.reindexed_to
+                ORDER BY m.memory_number LIMIT row_limit - done
+            ) AS x
+            UNION ALL
+            (SELECT * FROM public.agent_memory m
+             WHERE m.tenant_id = tenant AND m.scope = due.scope AND m.owner_id = due.owner_id AND m.superseded_at IS NOT NULL
+               AND agent_private.is_searched(m.store) AND m.memory_number > due.reindexed_to
+             ORDER BY m.memory_number LIMIT row_limit - done)
+            ORDER BY memory_number LIMIT row_limit - done
+        LOOP
+            done_here := done_here + 1;
+            due.reindexed_to := target.memory_number;
+            IF target.superseded_at IS NULL THEN
+                PERFORM agent_private.unindex_memory(target, true);
+                PERFORM agent_private.index_memories(due.scope, due.owner_id, ARRAY[target.memory_number]);
+            ELSE
+                DELETE FROM public.agent_memory_past_term t WHERE t.memory_number = target.memory_number AND t.tenant_id = tenant;
+                INSERT INTO public.agent_memory_past_term (tenant_id, scope, owner_id, lexeme, memory_number, occurrences, impact, word_count, place)
+                SELECT tenant, due.scope, due.owner_id, l.lexeme, target.memory_number, l.occurrences,
+                       agent_private.impact(l.occurrences, l.word_count), l.word_count, agent_private.place_of(target.session_id, target.turn)
+                FROM (SELECT w.lexeme, w.occurrences, (sum(w.occurrences) OVER ())::integer AS word_count
+                      FROM agent_private.lexemes(agent_private.searched_text(target), the_language) AS w) AS l;
+            END IF;
+        END LOOP;
+        UPDATE public.agent_scope s
+        SET reindexing = the_language, reindexed_to = due.reindexed_to,
+            languages = CASE WHEN done_here < row_limit - done THEN ARRAY[the_language] ELSE s.languages END
+        WHERE s.tenant_id = tenant AND s.scope = due.scope AND s.owner_id = due.owner_id;
+        done := done + done_here;
+    END LOOP;
+    SELECT count(*) INTO waiting FROM public.agent_scope s
+    WHERE s.tenant_id = tenant AND s.languages <> ARRAY[the_language] AND s.languages <> '{}';
+    PERFORM agent_private.leave(previous);
+    RETURN jsonb_build_object('reindexed', done, 'scopes_waiting', waiting);
 END
 $$;
 
@@ -1916,14 +2380,14 @@ AS $$
     SELECT right(rtrim(content), 1) IN ('?', '？', '؟');
 $$;
 
--- The best memories for a question within one scope of one owner, by words (BM25 over the 400 newest memories of each word), by vectors where one
+-- The best memories for a question within one scope of one owner, by words (BM25 over word_hits), by vectors where one
 -- is given (exact, within the scope) and, to fill up, by recency. Each score is divided by the best of its list; the
 -- sum decides, recency counting a tenth; what
 -- was asked in a conversation counts less than what was stated, and does not fill up. At most 200, best first. Returns
 -- columns and no documents: those cost as much as the ranking, and recall needs fewer fields than search. Only what fits
 -- the filters (see agent_private.wanted) and was believed as_of (NULL: now). lists names the lists that found a memory,
 -- with list_ranks and list_scores in the same order; it is empty for what only fills up. Leans on the
--- primary key of agent_memory_term, on nearest() and on agent_memory_by_scope; locks nothing.
+-- word_hits, on nearest() and on agent_memory_by_scope; locks nothing.
 CREATE FUNCTION agent_private.rank_memories(
     the_scope text, the_owner text, question text, question_embedding vector, embedding_model text, session_now text,
     memory_limit integer, filters jsonb DEFAULT '{}', as_of timestamptz DEFAULT NULL)
@@ -1940,44 +2404,23 @@ DECLARE
     store_to_fill_up text := CASE the_scope WHEN 'tenant' THEN 'application' ELSE 'user_memory' END;
     everything boolean := filters = '{}' AND as_of IS NULL;
     words text[];
+    frequencies double precision[];
+    weights double precision[];
     memories double precision;
     mean_words double precision;
 BEGIN
-    SELECT coalesce(array_agg(l.lexeme), '{}') INTO words
-    FROM (SELECT x.lexeme FROM agent_private.lexemes(left(question, 4000)) x ORDER BY length(x.lexeme) DESC, x.lexeme LIMIT 32) AS l;
-    SELECT greatest(s.memory_count, 1), greatest(s.word_count::double precision / greatest(s.memory_count, 1), 1)
-    INTO memories, mean_words
-    FROM public.agent_scope s
-    WHERE s.tenant_id = tenant AND s.scope = the_scope AND s.owner_id = the_owner;
+    SELECT q.* INTO words, frequencies, memories, mean_words
+    FROM agent_private.question_words(the_scope, the_owner, question, as_of) AS q;
     IF memories IS NULL THEN
         RETURN;
     END IF;
+    weights := ARRAY(SELECT ln(1 + (greatest(memories, u.frequency) - u.frequency + 0.5::double precision) / (u.frequency + 0.5::double precision))
+                     FROM unnest(frequencies) WITH ORDINALITY AS u (frequency, at) ORDER BY u.at);
     RETURN QUERY
     WITH hits AS (  -- double precision throughout: numeric arithmetic costs ten times as much
-        SELECT u.memory_number, f.weight * u.saturation AS points
-        FROM unnest(words) AS w (lexeme)
-        CROSS JOIN LATERAL (  -- one row per word, so that its weight is computed once and not for every memory
-            SELECT array_agg(n.memory_number) AS numbers,
-                   array_agg(n.occurrences * 2.2::double precision / (n.occurrences + 0.3::double precision
-                             + 0.9::double precision * n.word_count / mean_words)) AS saturations,
-                   count(*)::double precision AS frequency
-            FROM (SELECT t.memory_number, t.occurrences::double precision AS occurrences, t.word_count
-                  FROM public.agent_memory_term t
-                  WHERE t.tenant_id = tenant AND t.scope = the_scope AND t.owner_id = the_owner AND t.lexeme = w.lexeme
-                    AND (everything OR EXISTS (SELECT FROM public.agent_memory x
-                                               WHERE x.memory_number = t.memory_number AND agent_private.fits(x, filters, as_of)))
-                  ORDER BY t.memory_number DESC LIMIT 400) AS n
-        ) AS h
-        -- A word that fills its list is in more memories than were looked at: taken to be in half of them.
-        CROSS JOIN LATERAL (
-            SELECT CASE WHEN h.frequency < 400 THEN h.frequency ELSE greatest(h.frequency, memories / 2) END AS estimate
-            OFFSET 0
-        ) AS e
-        CROSS JOIN LATERAL (
-            SELECT ln(1 + (greatest(memories, e.estimate) - e.estimate + 0.5::double precision) / (e.estimate + 0.5::double precision)) AS weight
-            OFFSET 0
-        ) AS f
-        CROSS JOIN LATERAL unnest(h.numbers, h.saturations) AS u (memory_number, saturation)
+        SELECT h.memory_number, weights[h.word] * h.occurrences * 2.2::double precision
+               / (h.occurrences + 0.3::double precision + 0.9::double precision * h.word_count / mean_words) AS points
+        FROM agent_private.word_hits(the_scope, the_owner, words, frequencies, memories, filters, as_of) AS h
     ), by_words AS (
         SELECT h.memory_number, sum(h.points) AS points,
                (row_number() OVER (ORDER BY sum(h.points) DESC, h.memory_number DESC))::integer AS rank
@@ -2281,6 +2724,7 @@ BEGIN
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('PT403', 'learning needs a tenant and a user');
     END IF;
+    PERFORM agent_private.lock_shared_scopes(operations);
     INSERT INTO public.agent_scope (tenant_id, scope, owner_id) VALUES (tenant, 'user', person)
     ON CONFLICT DO NOTHING;
     SELECT s.version INTO version_now FROM public.agent_scope s
@@ -2626,6 +3070,7 @@ BEGIN
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('PT403', 'nothing can be written for nobody: the identity has no tenant or no user');
     END IF;
+    PERFORM agent_private.lock_shared_scopes(learnings);
     FOR learning IN SELECT l FROM jsonb_array_elements(learnings) AS l LOOP
         receipts := receipts || jsonb_build_array(agent_private.apply_operation(
             learning || jsonb_strip_nulls(jsonb_build_object(
@@ -2839,6 +3284,10 @@ BEGIN
     GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_memory_evidence', gone);
     DELETE FROM public.agent_memory_term t WHERE t.tenant_id = tenant AND t.scope = 'user' AND t.owner_id = person;
     GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_memory_term', gone);
+    DELETE FROM public.agent_memory_past_term t WHERE t.tenant_id = tenant AND t.scope = 'user' AND t.owner_id = person;
+    GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_memory_past_term', gone);
+    DELETE FROM public.agent_term_count t WHERE t.tenant_id = tenant AND t.scope = 'user' AND t.owner_id = person;
+    GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_term_count', gone);
     DELETE FROM public.agent_memory_embedding e WHERE e.tenant_id = tenant AND e.scope = 'user' AND e.owner_id = person;
     GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_memory_embedding', gone);
     DELETE FROM public.agent_memory m WHERE m.tenant_id = tenant AND m.scope = 'user' AND m.owner_id = person;
@@ -2950,7 +3399,7 @@ GRANT EXECUTE ON FUNCTION agent_private.queue_status() TO agent_app;
 SELECT agent_private.publish(p.oid::regprocedure, 'private')
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
 WHERE n.nspname = 'agent_private'
-  AND p.proname NOT IN ('publish', 'guard', 'enqueue_learning', 'forget_jobs', 'queue_status', 'expedite_jobs', 'queue_state',
+  AND p.proname NOT IN ('publish', 'guard', 'own_scope', 'enqueue_learning', 'forget_jobs', 'queue_status', 'expedite_jobs', 'queue_state',
                         'reorder_learning', 'rescue_jobs', 'retry_failed_jobs');
 
 -- A user with a JWT may recall and search, record runs, and look after their own memories.
@@ -2982,6 +3431,8 @@ SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.get_run(jsonb, text)',
     'public.list_users(jsonb)',
     'public.erase_user(jsonb)',
+    'public.set_text_language(jsonb, text)',
+    'public.reindex_words(jsonb, integer)',
     'public.learning_status(jsonb)']::regprocedure[]) AS f;
 
 -- ---- registration

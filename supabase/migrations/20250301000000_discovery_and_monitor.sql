@@ -331,8 +331,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     tenant text := current_setting('agent.tenant_id');
-    written_count integer;
-    counted bigint;
+    numbers bigint[];
 BEGIN
     PERFORM agent_private.touch_scope('tenant');
     WITH written AS (
@@ -342,22 +341,12 @@ BEGIN
                agent_private.content_hash(i.memory), 'tool', 'discovery', the_run_id
         FROM jsonb_to_recordset(items) AS i (kind text, field text, memory text)
         RETURNING memory_number, memory_id, content
-    ), words AS MATERIALIZED (
-        SELECT w.memory_number, l.lexeme, l.occurrences,
-               (sum(l.occurrences) OVER (PARTITION BY w.memory_number))::integer AS word_count
-        FROM written w CROSS JOIN LATERAL agent_private.lexemes(w.content) AS l
-    ), indexed AS (
-        INSERT INTO public.agent_memory_term
-        SELECT tenant, 'tenant', '', w.lexeme, w.memory_number, least(w.occurrences, 32767), w.word_count FROM words w
     ), founded AS (
         INSERT INTO public.agent_memory_evidence (tenant_id, memory_id, version, scope, owner_id, run_id, quote)
         SELECT tenant, w.memory_id, 1, 'tenant', '', the_run_id, left(w.content, 1000) FROM written w
     )
-    SELECT (SELECT count(*) FROM written), (SELECT coalesce(sum(w.occurrences), 0) FROM words w)
-    INTO written_count, counted;
-    UPDATE public.agent_scope s
-    SET memory_count = s.memory_count + written_count, word_count = s.word_count + counted
-    WHERE s.tenant_id = tenant AND s.scope = 'tenant' AND s.owner_id = '';
+    SELECT array_agg(w.memory_number) INTO numbers FROM written w;
+    PERFORM agent_private.index_memories('tenant', '', coalesce(numbers, '{}'));
 END
 $$;
 

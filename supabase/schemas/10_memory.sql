@@ -61,6 +61,9 @@ CREATE UNIQUE INDEX agent_memory_one_per_turn ON public.agent_memory (tenant_id,
 -- Newest first within a scope.
 CREATE INDEX agent_memory_by_scope ON public.agent_memory (tenant_id, scope, owner_id, store, memory_number DESC)
     WHERE superseded_at IS NULL;
+-- History of an owner, in the order of recording.
+CREATE INDEX agent_memory_past ON public.agent_memory (tenant_id, scope, owner_id, memory_number)
+    WHERE superseded_at IS NOT NULL;
 CREATE UNIQUE INDEX agent_memory_by_number ON public.agent_memory (memory_number);
 
 CREATE TABLE public.agent_memory_evidence (
@@ -79,21 +82,6 @@ CREATE TABLE public.agent_memory_evidence (
 );
 COMMENT ON TABLE public.agent_memory_evidence IS 'Which messages or tool calls of which runs a memory was learned from.';
 CREATE INDEX agent_memory_evidence_by_run ON public.agent_memory_evidence (tenant_id, run_id);
-
-CREATE TABLE public.agent_memory_term (
-    tenant_id text NOT NULL,
-    scope text NOT NULL,
-    owner_id text NOT NULL,
-    lexeme text NOT NULL,
-    memory_number bigint NOT NULL REFERENCES public.agent_memory (memory_number) ON DELETE CASCADE,
-    occurrences smallint NOT NULL,
-    word_count integer NOT NULL,
-    place bigint,
-    PRIMARY KEY (tenant_id, scope, owner_id, lexeme, memory_number) INCLUDE (occurrences, word_count, place)
-);
-COMMENT ON TABLE public.agent_memory_term IS 'Words of the current memories that are searched. A table and not a GIN index, because row level security keeps the planner from using an index on an operator that is not leakproof, as @@ is not.';
-COMMENT ON COLUMN public.agent_memory_term.place IS 'Where a turn stands: see agent_private.place_of; NULL for what is no turn.';
-CREATE INDEX agent_memory_term_by_memory ON public.agent_memory_term (memory_number);
 
 CREATE TABLE public.agent_memory_embedding (
     tenant_id text NOT NULL,
@@ -116,48 +104,42 @@ CREATE TABLE public.agent_scope (
     version bigint NOT NULL DEFAULT 0,
     memory_count integer NOT NULL DEFAULT 0,
     word_count bigint NOT NULL DEFAULT 0,
+    languages text[] NOT NULL DEFAULT '{}',
+    reindexing text,
+    reindexed_to bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (tenant_id, scope, owner_id)
 );
 COMMENT ON TABLE public.agent_scope IS 'One row per owner: its version rises with every write, so that learning can tell whether what it read is still so; its counts are those of the searchable memories.';
+COMMENT ON COLUMN public.agent_scope.languages IS 'The languages that its words are in: more than one while a change is under way.';
+COMMENT ON COLUMN public.agent_scope.reindexing IS 'To which language its words are being changed, up to the memory of number reindexed_to.';
 
-SELECT agent_private.guard(t) FROM unnest(ARRAY[
-    'public.agent_memory', 'public.agent_memory_evidence', 'public.agent_memory_term',
-    'public.agent_memory_embedding', 'public.agent_scope']::regclass[]) AS t;
-
--- What a scope lets see. The settings are read once per query, not once per row.
-DO $$
-DECLARE
-    target text;
-BEGIN
-    FOREACH target IN ARRAY ARRAY['agent_memory', 'agent_memory_evidence', 'agent_memory_term',
-                                  'agent_memory_embedding', 'agent_scope'] LOOP
-        EXECUTE format($policy$
-            CREATE POLICY own_scope ON public.%I TO agent_app
-            USING (
-                tenant_id = (SELECT current_setting('agent.tenant_id', true))
-                AND (
-                    (scope = 'user' AND owner_id = (SELECT current_setting('agent.user_id', true)))
-                    OR (scope = 'agent' AND owner_id = (SELECT current_setting('agent.agent_id', true)))
-                    OR scope = 'tenant'
-                    OR (SELECT current_setting('agent.reach', true)) = 'tenant'
-                )
-            )
-        $policy$, target);
-    END LOOP;
-END
-$$;
-
--- The words of a text, at most 20,000 characters of it, stemmed as English; words of other languages stay as they are.
--- Of a longer word the first 100 characters count: an index takes no longer ones.
-CREATE FUNCTION agent_private.lexemes(content text)
-RETURNS TABLE (lexeme text, occurrences integer)
-LANGUAGE sql IMMUTABLE
+-- Let storage functions see of a table with tenant_id, scope and owner_id what the identity may see. The settings are read
+-- once per query, not once per row.
+CREATE FUNCTION agent_private.own_scope(target regclass)
+RETURNS void
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT left(t.lexeme, 100), sum(coalesce(array_length(t.positions, 1), 1))::integer
-    FROM unnest(to_tsvector('pg_catalog.english', left(content, 20000))) AS t
-    GROUP BY 1;
+BEGIN
+    EXECUTE format($policy$
+        CREATE POLICY own_scope ON %s TO agent_app
+        USING (
+            tenant_id = (SELECT current_setting('agent.tenant_id', true))
+            AND (
+                (scope = 'user' AND owner_id = (SELECT current_setting('agent.user_id', true)))
+                OR (scope = 'agent' AND owner_id = (SELECT current_setting('agent.agent_id', true)))
+                OR scope = 'tenant'
+                OR (SELECT current_setting('agent.reach', true)) = 'tenant'
+            )
+        )
+    $policy$, target);
+END
 $$;
+REVOKE ALL ON FUNCTION agent_private.own_scope(regclass) FROM PUBLIC;
+
+SELECT agent_private.guard(t), agent_private.own_scope(t) FROM unnest(ARRAY[
+    'public.agent_memory', 'public.agent_memory_evidence', 'public.agent_memory_embedding',
+    'public.agent_scope']::regclass[]) AS t;
 
 -- A text as it is compared: upper and lower case and white space do not count. Empty for white space alone.
 CREATE FUNCTION agent_private.plain_text(content text)
@@ -262,47 +244,34 @@ BEGIN
 END
 $$;
 
+-- Lock the scopes that operations are of, but for the user's, which is locked last: in one order, so that writers of
+-- several do not wait for each other in a circle. curate_memories and reindex_words lock in this order too.
+CREATE FUNCTION agent_private.lock_shared_scopes(operations jsonb)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    shared text;
+BEGIN
+    FOR shared IN SELECT DISTINCT o ->> 'scope' FROM jsonb_array_elements(operations) AS o WHERE o ->> 'scope' <> 'user' ORDER BY 1 LOOP
+        PERFORM agent_private.touch_scope(shared);
+    END LOOP;
+END
+$$;
+
 -- Close a current version: it stays as history but is no longer found. The caller holds the scope.
 CREATE FUNCTION agent_private.close_memory(target public.agent_memory, reason text)
 RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    words integer;
 BEGIN
     UPDATE public.agent_memory m
     SET superseded_at = greatest(clock_timestamp(), m.recorded_at), superseded_reason = reason  -- clocks are set back
     WHERE m.memory_number = target.memory_number AND m.tenant_id = target.tenant_id;
-    DELETE FROM public.agent_memory_term t WHERE t.memory_number = target.memory_number;
     DELETE FROM public.agent_memory_embedding e WHERE e.memory_number = target.memory_number;
-    IF agent_private.is_searched(target.store) THEN
-        SELECT coalesce(sum(l.occurrences), 0) INTO words FROM agent_private.lexemes(agent_private.searched_text(target)) l;
-        UPDATE public.agent_scope s
-        SET memory_count = s.memory_count - 1, word_count = s.word_count - words
-        WHERE (s.tenant_id, s.scope, s.owner_id) = (target.tenant_id, target.scope, target.owner_id);
-    END IF;
-END
-$$;
-
--- Index the words of a version that was just inserted. The caller holds the scope.
-CREATE FUNCTION agent_private.index_memory(target public.agent_memory)
-RETURNS void
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    text_searched text := agent_private.searched_text(target);
-    words integer;
-BEGIN
-    SELECT coalesce(sum(l.occurrences), 0) INTO words FROM agent_private.lexemes(text_searched) l;
-    INSERT INTO public.agent_memory_term
-    SELECT target.tenant_id, target.scope, target.owner_id, l.lexeme, target.memory_number,
-           least(l.occurrences, 32767), words, agent_private.place_of(target.session_id, target.turn)
-    FROM agent_private.lexemes(text_searched) l;
-    UPDATE public.agent_scope s
-    SET memory_count = s.memory_count + 1, word_count = s.word_count + words
-    WHERE (s.tenant_id, s.scope, s.owner_id) = (target.tenant_id, target.scope, target.owner_id);
+    PERFORM agent_private.unindex_memory(target);
 END
 $$;
 
@@ -463,7 +432,7 @@ BEGIN
             learning ->> 'run_id')
         RETURNING * INTO written;
         IF agent_private.is_searched(written.store) THEN
-            PERFORM agent_private.index_memory(written);
+            PERFORM agent_private.index_memories(the_scope, owner, ARRAY[written.memory_number]);
         END IF;
     END IF;
     PERFORM agent_private.attach_evidence(written, learning -> 'evidence');

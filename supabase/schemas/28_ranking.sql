@@ -9,14 +9,14 @@ AS $$
     SELECT right(rtrim(content), 1) IN ('?', '？', '؟');
 $$;
 
--- The best memories for a question within one scope of one owner, by words (BM25 over the 400 newest memories of each word), by vectors where one
+-- The best memories for a question within one scope of one owner, by words (BM25 over word_hits), by vectors where one
 -- is given (exact, within the scope) and, to fill up, by recency. Each score is divided by the best of its list; the
 -- sum decides, recency counting a tenth; what
 -- was asked in a conversation counts less than what was stated, and does not fill up. At most 200, best first. Returns
 -- columns and no documents: those cost as much as the ranking, and recall needs fewer fields than search. Only what fits
 -- the filters (see agent_private.wanted) and was believed as_of (NULL: now). lists names the lists that found a memory,
 -- with list_ranks and list_scores in the same order; it is empty for what only fills up. Leans on the
--- primary key of agent_memory_term, on nearest() and on agent_memory_by_scope; locks nothing.
+-- word_hits, on nearest() and on agent_memory_by_scope; locks nothing.
 CREATE FUNCTION agent_private.rank_memories(
     the_scope text, the_owner text, question text, question_embedding vector, embedding_model text, session_now text,
     memory_limit integer, filters jsonb DEFAULT '{}', as_of timestamptz DEFAULT NULL)
@@ -33,44 +33,23 @@ DECLARE
     store_to_fill_up text := CASE the_scope WHEN 'tenant' THEN 'application' ELSE 'user_memory' END;
     everything boolean := filters = '{}' AND as_of IS NULL;
     words text[];
+    frequencies double precision[];
+    weights double precision[];
     memories double precision;
     mean_words double precision;
 BEGIN
-    SELECT coalesce(array_agg(l.lexeme), '{}') INTO words
-    FROM (SELECT x.lexeme FROM agent_private.lexemes(left(question, 4000)) x ORDER BY length(x.lexeme) DESC, x.lexeme LIMIT 32) AS l;
-    SELECT greatest(s.memory_count, 1), greatest(s.word_count::double precision / greatest(s.memory_count, 1), 1)
-    INTO memories, mean_words
-    FROM public.agent_scope s
-    WHERE s.tenant_id = tenant AND s.scope = the_scope AND s.owner_id = the_owner;
+    SELECT q.* INTO words, frequencies, memories, mean_words
+    FROM agent_private.question_words(the_scope, the_owner, question, as_of) AS q;
     IF memories IS NULL THEN
         RETURN;
     END IF;
+    weights := ARRAY(SELECT ln(1 + (greatest(memories, u.frequency) - u.frequency + 0.5::double precision) / (u.frequency + 0.5::double precision))
+                     FROM unnest(frequencies) WITH ORDINALITY AS u (frequency, at) ORDER BY u.at);
     RETURN QUERY
     WITH hits AS (  -- double precision throughout: numeric arithmetic costs ten times as much
-        SELECT u.memory_number, f.weight * u.saturation AS points
-        FROM unnest(words) AS w (lexeme)
-        CROSS JOIN LATERAL (  -- one row per word, so that its weight is computed once and not for every memory
-            SELECT array_agg(n.memory_number) AS numbers,
-                   array_agg(n.occurrences * 2.2::double precision / (n.occurrences + 0.3::double precision
-                             + 0.9::double precision * n.word_count / mean_words)) AS saturations,
-                   count(*)::double precision AS frequency
-            FROM (SELECT t.memory_number, t.occurrences::double precision AS occurrences, t.word_count
-                  FROM public.agent_memory_term t
-                  WHERE t.tenant_id = tenant AND t.scope = the_scope AND t.owner_id = the_owner AND t.lexeme = w.lexeme
-                    AND (everything OR EXISTS (SELECT FROM public.agent_memory x
-                                               WHERE x.memory_number = t.memory_number AND agent_private.fits(x, filters, as_of)))
-                  ORDER BY t.memory_number DESC LIMIT 400) AS n
-        ) AS h
-        -- A word that fills its list is in more memories than were looked at: taken to be in half of them.
-        CROSS JOIN LATERAL (
-            SELECT CASE WHEN h.frequency < 400 THEN h.frequency ELSE greatest(h.frequency, memories / 2) END AS estimate
-            OFFSET 0
-        ) AS e
-        CROSS JOIN LATERAL (
-            SELECT ln(1 + (greatest(memories, e.estimate) - e.estimate + 0.5::double precision) / (e.estimate + 0.5::double precision)) AS weight
-            OFFSET 0
-        ) AS f
-        CROSS JOIN LATERAL unnest(h.numbers, h.saturations) AS u (memory_number, saturation)
+        SELECT h.memory_number, weights[h.word] * h.occurrences * 2.2::double precision
+               / (h.occurrences + 0.3::double precision + 0.9::double precision * h.word_count / mean_words) AS points
+        FROM agent_private.word_hits(the_scope, the_owner, words, frequencies, memories, filters, as_of) AS h
     ), by_words AS (
         SELECT h.memory_number, sum(h.points) AS points,
                (row_number() OVER (ORDER BY sum(h.points) DESC, h.memory_number DESC))::integer AS rank

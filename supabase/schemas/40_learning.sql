@@ -72,6 +72,7 @@ BEGIN
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('PT403', 'learning needs a tenant and a user');
     END IF;
+    PERFORM agent_private.lock_shared_scopes(operations);
     INSERT INTO public.agent_scope (tenant_id, scope, owner_id) VALUES (tenant, 'user', person)
     ON CONFLICT DO NOTHING;
     SELECT s.version INTO version_now FROM public.agent_scope s

@@ -46,6 +46,7 @@ BEGIN
     IF previous IS NULL THEN
         PERFORM agent_private.refuse('PT403', 'nothing can be written for nobody: the identity has no tenant or no user');
     END IF;
+    PERFORM agent_private.lock_shared_scopes(learnings);
     FOR learning IN SELECT l FROM jsonb_array_elements(learnings) AS l LOOP
         receipts := receipts || jsonb_build_array(agent_private.apply_operation(
             learning || jsonb_strip_nulls(jsonb_build_object(
@@ -259,6 +260,10 @@ BEGIN
     GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_memory_evidence', gone);
     DELETE FROM public.agent_memory_term t WHERE t.tenant_id = tenant AND t.scope = 'user' AND t.owner_id = person;
     GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_memory_term', gone);
+    DELETE FROM public.agent_memory_past_term t WHERE t.tenant_id = tenant AND t.scope = 'user' AND t.owner_id = person;
+    GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_memory_past_term', gone);
+    DELETE FROM public.agent_term_count t WHERE t.tenant_id = tenant AND t.scope = 'user' AND t.owner_id = person;
+    GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_term_count', gone);
     DELETE FROM public.agent_memory_embedding e WHERE e.tenant_id = tenant AND e.scope = 'user' AND e.owner_id = person;
     GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_memory_embedding', gone);
     DELETE FROM public.agent_memory m WHERE m.tenant_id = tenant AND m.scope = 'user' AND m.owner_id = person;

@@ -3,7 +3,7 @@
 SELECT agent_private.publish(p.oid::regprocedure, 'private')
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
 WHERE n.nspname = 'agent_private'
-  AND p.proname NOT IN ('publish', 'guard', 'enqueue_learning', 'forget_jobs', 'queue_status', 'expedite_jobs', 'queue_state',
+  AND p.proname NOT IN ('publish', 'guard', 'own_scope', 'enqueue_learning', 'forget_jobs', 'queue_status', 'expedite_jobs', 'queue_state',
                         'reorder_learning', 'rescue_jobs', 'retry_failed_jobs');
 
 -- A user with a JWT may recall and search, record runs, and look after their own memories.
@@ -35,4 +35,6 @@ SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.get_run(jsonb, text)',
     'public.list_users(jsonb)',
     'public.erase_user(jsonb)',
+    'public.set_text_language(jsonb, text)',
+    'public.reindex_words(jsonb, integer)',
     'public.learning_status(jsonb)']::regprocedure[]) AS f;

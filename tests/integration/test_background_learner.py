@@ -377,7 +377,15 @@ async def test_curating_retires_what_is_past_or_doubled_or_too_much_and_a_second
     machine = LearningMachine(settings=settings, user_memory=UserMemoryConfig(max_memories=3))
     monkeypatch.setattr(f"{learner_steps.__name__}.living_machines", lambda: [machine])
     counts = await _run_step(curate, settings, database)
-    assert counts == {"expired": 1, "duplicates": 1, "over_limit": 2, "ticks": 0, "steps": 0, "replicas": 0}
+    assert counts == {
+        "expired": 1,
+        "duplicates": 1,
+        "over_limit": 2,
+        "reindexed": 0,
+        "ticks": 0,
+        "steps": 0,
+        "replicas": 0,
+    }
     current = rows(
         url, "SELECT owner_id, content FROM agent_memory WHERE superseded_at IS NULL ORDER BY 1, 2"
     )

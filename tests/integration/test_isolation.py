@@ -137,6 +137,8 @@ FOR_SERVERS: dict[str, dict[str, Any]] = {
     "count_app_changes": {"since": None, "change_limit": 10},
     "order_waiting_learning": {"older_than_seconds": 0.0, "session_limit": 10},
     "curate_memories": {"limits": {}, "row_limit": 10},
+    "set_text_language": {"the_language": "german"},
+    "reindex_words": {"row_limit": 10},
     "forget_ticks": {"keep_seconds": 0.0, "row_limit": 10},
     "record_outcomes": {"the_run_id": "r1", "outcomes": [{"kind": "resolution", "succeeded": True}]},
 }  # fmt: skip
@@ -373,9 +375,9 @@ async def test_agent_app_is_nobody_to_log_in_as_and_is_held_by_row_level_securit
 
 async def _fill(database: PostgresDatabase, identity: Identity, mark: str) -> None:
     """A row in every table, each with the mark in it or beside it."""
-    receipt = await database.call(
-        "upsert_learning", identity, learning=memory(f"{mark} tea", evidence=[{"run_id": f"{mark}-run"}])
-    )
+    earlier = await database.call("upsert_learning", identity, learning=memory(f"{mark} coffee"))
+    changed = memory(f"{mark} tea", memory_id=earlier["memory_id"], evidence=[{"run_id": f"{mark}-run"}])
+    receipt = await database.call("upsert_learning", identity, learning=changed)
     await database.call(
         "store_embeddings",
         identity,
@@ -388,7 +390,7 @@ async def _fill(database: PostgresDatabase, identity: Identity, mark: str) -> No
         run=a_run(
             f"{mark} said",
             run_id=f"{mark}-run",
-            exposures=[{"memory_id": receipt["memory_id"], "version": 1}],
+            exposures=[{"memory_id": receipt["memory_id"], "version": receipt["version"]}],
             outcomes=[{"kind": "reward", "succeeded": True}],
         ),
     )

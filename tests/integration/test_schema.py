@@ -136,7 +136,7 @@ def test_functions_run_as_agent_app_and_only_the_bridges_to_the_queue_as_its_own
         """,
     )
     by_others = {name for _, name, _, owner in found if owner != "agent_app"}
-    assert by_others == _BRIDGES | {"publish", "guard"}
+    assert by_others == _BRIDGES | {"publish", "guard", "own_scope"}
     definers = {name for schema, name, definer, _ in found if definer and schema == "agent_private"}
     assert definers == _BRIDGES | {"sql_tenant"}, (
         "row policies call it for logins that can read no table of ours"

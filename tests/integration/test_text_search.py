@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 -- texts of other scripts
 """Search by words in the storage functions: what is written to be found, what is found, and why."""
 
 from __future__ import annotations
@@ -204,3 +205,167 @@ async def test_each_result_says_where_it_comes_from_and_why_it_was_found(databas
     assert hits[1]["tags"] == ["drink"]
     assert [hit["why"]["words"]["rank"] for hit in hits] == [1, 2]
     assert hits[0]["why"]["words"]["score"] == 1 > hits[1]["why"]["words"]["score"] > 0
+
+
+# What was believed
+
+
+async def _now(learning_database: ThrowawayDatabase) -> str:
+    return str(value(learning_database.url, "SELECT clock_timestamp()"))
+
+
+async def test_an_earlier_time_is_answered_with_what_was_believed_then(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    times = [await _now(learning_database)]
+    first = await database.call("upsert_learning", ADA, learning=memory("Lives in Rome", tags=["home"]))
+    times.append(await _now(learning_database))
+    change = memory("Lives in Bern", memory_id=first["memory_id"])
+    await database.call("upsert_learning", ADA, learning=change)
+    times.append(await _now(learning_database))
+    retire = {"action": "retire", "store": "user_memory", "memory_id": first["memory_id"]}
+    await database.call("upsert_learnings", ADA, learnings=[retire])
+    times.append(await _now(learning_database))
+
+    async def believed(as_of: str | None, question: str = "Who lives in Rome?", **filters: Any) -> list[str]:
+        hits = await database.call("match_memories", ADA, question=question, as_of=as_of, filters=filters)
+        return [hit["content"] for hit in hits]
+
+    answers = [await believed(time) for time in [*times, None]]
+    assert answers == [[], ["Lives in Rome"], ["Lives in Bern"], [], []]
+    assert await believed(times[1], "Rome") == ["Lives in Rome"], "a word of history alone"
+    assert await believed(times[1], "Rome", tags=["home"]) == ["Lives in Rome"]
+    assert await believed(times[1], "Rome", tags=["work"]) == []
+    await database.call("delete_learning", ADA, the_memory_id=first["memory_id"])
+    assert await believed(times[1]) == [], "what was deleted is nowhere"
+    assert value(learning_database.url, "SELECT count(*) FROM agent_memory_past_term") == 0
+
+
+async def test_an_earlier_time_sees_what_had_not_ended_yet(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    await database.call("upsert_learning", ADA, learning=memory("Works at Acme"))
+    while_true = value(
+        learning_database.url,
+        "UPDATE agent_memory SET valid_to = clock_timestamp(), valid_from = '2020-01-01' RETURNING recorded_at::text",
+    )
+
+    assert await database.call("match_memories", ADA, question="Acme") == []
+    hits = await database.call("match_memories", ADA, question="Acme", as_of=while_true)
+    assert [hit["content"] for hit in hits] == ["Works at Acme"]
+
+
+# Languages
+
+
+@pytest.mark.parametrize(
+    ("text", "question"),
+    [
+        ("Я читаю интересные книги о Москве", "Какую книгу?"),
+        ("МОСКВА", "москва"),
+        ("Ещё ёлка", "елка"),
+        ("אני גר בבית ליד הים", "איפה הבית?"),
+        ("וכשהלכתי לים בערב", "ים"),
+        ("שָׁלוֹם לכולם", "שלום"),
+        ("我住在北京，喜欢喝绿茶。", "北京"),
+        ("我住在北京，喜欢喝绿茶。", "茶"),
+        ("私は東京に住んでいます。", "東京のどこ?"),
+        ("ﾐｶﾝが好き", "ミカン"),
+        ("저는 커피를 좋아해요", "커피"),
+        ("ฉันชอบดื่มชาเขียว", "ชาเขียว"),
+        ("Μένω στην Αθήνα", "αθήνα"),
+        ("Nice café in Zürich", "cafe zurich"),
+        ("Cafe\u0301 noir", "café"),
+        ("Ｆｕｌｌ ｗｉｄｔｈ", "width"),
+        ("My cat 🐈 sleeps", "🐈"),
+        ("👍🏽 for the plan", "👍"),
+        ("“Quoted”—dashed…words", "quoted dashed words"),
+        ("I moved to Москва with 猫 and חתול", "москва"),
+        ("I moved to Москва with 猫 and חתול", "moving"),
+        ("I moved to Москва with 猫 and חתול", "猫"),
+        ("I moved to Москва with 猫 and חתול", "החתול"),
+        ("أحب القهوة العربية", "قهوة"),
+        ("मुझे किताबें पसंद हैं", "किताब"),
+    ],
+)
+async def test_texts_are_found_in_their_script(database: PostgresDatabase, text: str, question: str) -> None:
+    await database.call("upsert_learning", ADA, learning=memory(text))
+    await database.call("upsert_learning", ADA, learning=memory("Something else altogether"))
+    hits = await database.call("match_memories", ADA, question=question)
+    assert [hit["content"] for hit in hits] == [text]
+
+
+async def test_a_change_of_language_is_searched_by_both_until_all_is_indexed_again(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    nobody = Identity(tenant_id=ADA.tenant_id)
+
+    async def found(question: str) -> set[str]:
+        hits = await database.call("match_memories", ADA, question=question)
+        return {hit["content"] for hit in hits}
+
+    for text in ("Running houses", "Die Häuser am See", "Das Haus"):
+        await database.call("upsert_learning", ADA, learning=memory(text))
+    assert await found("house") == {"Running houses"}
+    assert await found("Häusern") == set(), "English knows no German endings"
+
+    receipt = await database.call("set_text_language", nobody, the_language=" German ")
+    assert receipt == {"language": "german", "scopes_waiting": 1}
+    later = await database.call("upsert_learning", ADA, learning=memory("Viele Häuser"))
+    assert await found("house") == {"Running houses"}
+    assert await found("Häusern") == {"Viele Häuser", "Das Haus"}
+
+    first = await database.call("reindex_words", nobody, row_limit=2)
+    assert first == {"reindexed": 2, "scopes_waiting": 1}
+    assert await found("Häusern") == {"Viele Häuser", "Das Haus", "Die Häuser am See"}
+    assert await found("Haus") == {"Viele Häuser", "Die Häuser am See", "Das Haus"}
+    second = await database.call("reindex_words", nobody, row_limit=10)
+    assert second["scopes_waiting"] == 0
+    assert await database.call("reindex_words", nobody) == {"reindexed": 0, "scopes_waiting": 0}
+    words = rows(
+        learning_database.url,
+        "SELECT t.lexeme FROM agent_memory_term t EXCEPT SELECT l.lexeme "
+        "FROM agent_memory m, agent_private.lexemes(m.content, 'german') AS l",
+    )
+    assert words == []
+    counted = rows(learning_database.url, "SELECT lexeme, memory_count FROM agent_term_count ORDER BY 1")
+    assert counted == rows(
+        learning_database.url,
+        "SELECT lexeme, count(*)::integer FROM agent_memory_term GROUP BY lexeme ORDER BY 1",
+    )
+    await database.call("delete_learning", ADA, the_memory_id=later["memory_id"])
+    assert (await database.call("set_text_language", nobody, the_language="klingon"))["language"] == "simple"
+
+
+# Large scopes
+
+
+async def test_a_filter_that_keeps_little_of_a_large_scope_still_gets_its_best(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    await database.call("upsert_learning", ADA, learning=memory("seed"))
+    # More than what is read of all words: the common ones are bounded, and one memory in 400 has the tag.
+    fill = """
+        WITH written AS (
+            INSERT INTO agent_memory
+                (tenant_id, memory_id, version, store, scope, owner_id, content, content_hash, trust, tags)
+            SELECT 'default', gen_random_uuid(), 1, 'user_memory', 'user', 'ada', 'common word number ' || n
+                   || CASE WHEN n % 400 = 0 THEN ' for the rarest of all the readers who read' ELSE '' END,
+                   sha256(n::text::bytea), 'user', CASE WHEN n % 400 = 0 THEN ARRAY['rare'] ELSE '{}' END
+            FROM generate_series(1, 12000) AS n
+            RETURNING memory_number)
+        SELECT set_config('agent.tenant_id', 'default', false),
+               agent_private.index_memories('user', 'ada', array_agg(w.memory_number)) FROM written w
+    """
+    rows(learning_database.url, fill)
+
+    hits = await database.call(
+        "match_memories", ADA, question="common word number", filters={"tags": ["rare"]}, memory_limit=10
+    )
+    assert len(hits) == 10
+    assert all(hit["tags"] == ["rare"] for hit in hits)
+    assert (
+        len(await database.call("match_memories", ADA, question="common word number", memory_limit=10)) == 10
+    )
+    exact = await database.call("match_memories", ADA, question="common word number 7777", memory_limit=1)
+    assert exact[0]["content"] == "common word number 7777"

@@ -174,8 +174,17 @@ def _lines_of_warnings(told: Mapping[str, int]) -> list[str]:
 
 
 async def curate(context: StepContext) -> StepReport:
-    """Retire memories that are past their end, said twice, or too many, of all tenants; forget our own old rows."""
-    counts = {"expired": 0, "duplicates": 0, "over_limit": 0, "ticks": 0, "steps": 0, "replicas": 0}
+    """Retire memories that are past their end, said twice, or too many, of all tenants; index again what a change of a
+    tenant's language left; forget our own old rows."""
+    counts = {
+        "expired": 0,
+        "duplicates": 0,
+        "over_limit": 0,
+        "reindexed": 0,
+        "ticks": 0,
+        "steps": 0,
+        "replicas": 0,
+    }
     limits = memory_limits()
     for identity in await _tenants(context):
         if not context.has_time:
@@ -184,6 +193,11 @@ async def curate(context: StepContext) -> StepReport:
         retired = await context.database.call("curate_memories", identity, limits=limits, row_limit=_ROWS_MAX)
         for name, number in retired.items():
             counts[name] += number
+        while context.has_time:
+            indexed = await context.database.call("reindex_words", identity, row_limit=_ROWS_MAX)
+            counts["reindexed"] += indexed["reindexed"]
+            if not indexed["scopes_waiting"]:
+                break
     forgotten = await context.database.call(
         "forget_ticks", context.identity, keep_seconds=_KEEP.total_seconds(), row_limit=_ROWS_MAX
     )
