@@ -1,6 +1,7 @@
 """Time of recall, search and insert against the number of memories in a scope, beside a search in plain SQL.
 
-Memories are written by `upsert_learnings`, so words, counts and statistics are what users have. One scope grows from
+Memories are written in bulk, and what that leaves is compared with what `upsert_learnings` leaves of the same texts,
+row by row in every table that has an owner: words, counts and statistics are what users have. One scope grows from
 a thousand to a million memories, and with it, memory by memory, that of another tenant which ends with 10,000. At each
 size VACUUM ANALYZE does what autovacuum does in time; then questions are asked one after the other over one
 connection, none of them asked before. A call is timed from the statement to its decoded answer. The time that the
@@ -28,6 +29,7 @@ import psycopg
 
 from benchmarks.made_memories import MadeTexts
 from benchmarks.measuring import percentile
+from benchmarks.retrieval_loading import BulkLoader, identity_of, learning
 from benchmarks.retrieval_report import Row, Section, plot, table
 from benchmarks.server import fresh_database, measuring_server
 
@@ -40,7 +42,7 @@ INSERT_RATIO_GOAL = 2.0
 RECALL, SEARCH, INSERT = "recall_context", "match_memories", "insert"
 BASELINE = "OR + ts_rank, GIN"
 
-_BATCH = 200
+_BATCH = 1_000
 _QUESTIONS, _WARM_UP, _BASELINE_QUESTIONS, _INSERTS, _SOUGHT = 200, 40, 60, 60, 60
 _METHOD = (__doc__ or "").partition("\n")[2].strip()
 _LARGE, _SMALL = "large", "small"
@@ -84,23 +86,18 @@ class ScaleMeasurement:
         self._questions = iter(self._texts.questions(100 * (_QUESTIONS + _WARM_UP)))
         self._clock = Path(f"/proc/{connection.info.backend_pid}/schedstat")
         self._counts = {_LARGE: 0, _SMALL: 0}
-        connection.execute(
-            """CREATE TABLE public.plain_memory (
-                   number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, owner text NOT NULL, content text NOT NULL,
-                   words tsvector GENERATED ALWAYS AS (to_tsvector('english', content)) STORED);
-               CREATE INDEX ON public.plain_memory USING gin (words);
-               CREATE INDEX ON public.plain_memory (owner)"""
-        )
+        self._loader = BulkLoader(connection)
+        self._loader.verify(list(itertools.islice(MadeTexts().memories(), 300)))
 
     def grow(self, size: int, *, share_beside: float) -> None:
         """Fill the large scope to `size`, and the small one with that share of it, in turns."""
         began = time.perf_counter()
-        self._connection.execute("SET synchronous_commit = off")
-        while self._counts[_LARGE] < size:
-            self._load(_LARGE, min(_BATCH, size - self._counts[_LARGE]))
-            self._load(_SMALL, int(self._counts[_LARGE] * share_beside) - self._counts[_SMALL])
-        self._connection.execute("SET synchronous_commit = on")
-        self._tell(f"{size:,} memories in scope: loaded in {time.perf_counter() - began:.0f} s")
+        with self._loader.loading():
+            while self._counts[_LARGE] < size:
+                self._load(_LARGE, min(_BATCH, size - self._counts[_LARGE]))
+                self._load(_SMALL, int(self._counts[_LARGE] * share_beside) - self._counts[_SMALL])
+                if self._counts[_LARGE] % 100_000 == 0:
+                    self._tell(f"{self._counts[_LARGE]:,} loaded, {time.perf_counter() - began:.0f} s")
         self._connection.execute("VACUUM ANALYZE")
 
     def measure(self, owner: str) -> None:
@@ -122,12 +119,12 @@ class ScaleMeasurement:
                 )
             )
 
-        identity = _identity(owner)
+        identity = identity_of(owner)
         for what, statement in ((RECALL, _RECALL), (SEARCH, _SEARCH)):
             note(what, self._asked(statement, lambda question: (identity, question), _QUESTIONS))
         note(BASELINE, self._asked(_PLAIN_SEARCH, lambda question: (question, owner), _BASELINE_QUESTIONS))
         for what, statement, arguments in (
-            (INSERT, _INSERT, lambda text: (identity, json.dumps([_learning(text)]))),
+            (INSERT, _INSERT, lambda text: (identity, json.dumps([learning(text)]))),
             (f"{INSERT}, {BASELINE}", _PLAIN_INSERT, lambda text: (owner, text)),
         ):
             texts = [next(self._memories) for _ in range(_INSERTS + 5)]
@@ -149,11 +146,7 @@ class ScaleMeasurement:
         if count <= 0:
             return
         texts = list(itertools.islice(self._memories, count))
-        learnings = json.dumps([_learning(text) for text in texts])
-        self._connection.execute("SELECT public.upsert_learnings(%s, %s)", (_identity(owner), learnings))
-        self._connection.execute(
-            "INSERT INTO public.plain_memory (owner, content) SELECT %s, unnest(%s::text[])", (owner, texts)
-        )
+        self._loader.load(identity_of(owner), texts)
         self._counts[owner] += count
         self._samples[owner] += texts[::20]
 
@@ -205,18 +198,6 @@ _PLAIN_SEARCH = """
     WHERE m.words @@ q.query AND m.owner = %s
     ORDER BY ts_rank(m.words, q.query) DESC LIMIT 5"""
 _PLAIN_SEARCH_10 = _PLAIN_SEARCH.replace("LIMIT 5", "LIMIT 10")
-
-
-def _identity(owner: str) -> str:
-    return json.dumps(
-        {"tenant_id": f"tenant-{owner}", "user_id": owner, "agent_id": "agent", "session_id": "now"}
-    )
-
-
-def _learning(text: str) -> dict[str, Any]:
-    """A memory as extraction writes it: with the two messages it was learned from."""
-    evidence = [{"run_id": "run-1", "message_id": message, "quote": text[:60]} for message in ("m-1", "m-2")]
-    return {"store": "user_memory", "kind": "fact", "content": text, "trust": "user", "evidence": evidence}
 
 
 async def measure(sizes: Sequence[int], tell: Callable[[str], None]) -> ScaleMeasurement:
