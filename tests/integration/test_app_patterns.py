@@ -13,9 +13,11 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
+from pydantic import SecretStr
 
 from agent import Event, Identity, listening
 from agent.database.postgres import PostgresDatabase
+from agent.database.supabase import SupabaseDatabase
 from agent.discovery.pattern_learning import PatternSummary, learn_patterns, open_sampler, stored_patterns
 from agent.discovery.sampling import SampleError, Sampler, plan_sample
 from agent.discovery.storage_sampling import StorageSampler
@@ -24,6 +26,7 @@ from agent.learning.auto_discover import AutoDiscovery
 from agent.settings import Settings
 from agent.testing.throwaway import ThrowawayDatabase
 from tests.integration.rows import everything_stored, rows, value
+from tests.supabase_lite import SupabaseLite
 
 SHOP = """
 CREATE TYPE order_status AS ENUM ('open', 'paid', 'void');
@@ -100,6 +103,48 @@ async def test_the_patterns_of_a_shop(
     assert columns["currency"]["format"] == "currency"
     assert (columns["customer_id"]["distinct"], columns["id"]["distinct"]) == (300, 20_000)
     assert (columns["details"]["format"], columns["details"]["top"]) == ("json", [])
+
+
+@pytest.mark.node
+async def test_the_patterns_of_a_supabase_project_are_learned_by_its_key_alone(
+    supabase_lite: SupabaseLite, learning_database: ThrowawayDatabase
+) -> None:
+    rows(
+        learning_database.url,
+        SHOP + "GRANT SELECT ON customers, orders, order_status_history TO service_role;",
+    )
+    settings = learning_database.settings.model_copy(
+        update={
+            "database_url": None,
+            "supabase_url": supabase_lite.url,
+            "supabase_service_role_key": SecretStr(supabase_lite.secret_key),
+        }
+    )
+    database = SupabaseDatabase(supabase_lite.url, supabase_lite.secret_key)
+
+    structure = await AutoDiscovery(settings=settings, database=database).discover_app_structure(
+        patterns=False
+    )
+    learned = await learn_patterns(settings, database, structure)
+
+    found = by_table(learned)
+    assert set(found) == {"public.customers", "public.orders", "public.order_status_history"}
+    customers = found["public.customers"]
+    assert (customers["is_whole"], customers["row_estimate"]) == (True, 300)
+    assert customers["columns"]["country"]["top"] == [["DE", 0.3333], ["FR", 0.3333], ["US", 0.3333]]
+    assert customers["columns"]["email"]["personal"] == "email"
+    orders = found["public.orders"]
+    assert not orders["is_whole"]
+    assert 600 <= orders["rows_sampled"] <= 1000
+    assert set(dict(orders["columns"]["status"]["top"])) == {"open", "paid", "void"}
+    assert orders["columns"]["updated_at"]["moves"]
+    assert ("public.orders", ["customer_id"], "public.customers") in {
+        (one["from_table"], one["from_columns"], one["to_table"]) for one in learned.relationships
+    }, "values are compared over the key, too"
+    stored = await stored_patterns(settings, database, learned.app)
+    assert {pattern["table"]: pattern for pattern in stored.patterns} == found
+    assert "@example.com" not in json.dumps(list(stored.patterns))
+    await database.close()
 
 
 async def test_what_is_learned_is_stored_and_found_by_search(
