@@ -411,7 +411,7 @@ BEGIN
     LEFT JOIN public.agent_app_object o
            ON o.tenant_id = tenant AND o.app = the_app AND o.kind = g.kind
               AND o.object_key = agent_private.short_id(g.name)
-    WHERE g.document IS NOT NULL AND (o.object_key IS NULL OR o.gone_at IS NOT NULL OR o.fingerprint <> g.fingerprint);
+    WHERE g.document IS NOT NULL AND (o.object_key IS NULL OR o.gone_at IS NOT NULL OR o.fingerprint <> g.fingerprint OR o.document <> g.document);
     INSERT INTO public.agent_app_object AS o
         (tenant_id, app, kind, object_key, name, fingerprint, document, row_estimate, size_bytes)
     SELECT tenant, the_app, f.kind, f.object_key, f.name, f.fingerprint, f.document, f.row_estimate, f.size_bytes

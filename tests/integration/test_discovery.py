@@ -123,6 +123,32 @@ async def test_functions_are_found_and_whether_they_write(shop: AutoDiscovery) -
     assert function(found, "shop.pay")["security"] == "invoker"
 
 
+async def test_what_was_saved_before_it_was_masked_is_read_and_saved_anew(
+    shop: AutoDiscovery, learning_database: ThrowawayDatabase
+) -> None:
+    await shop.discover_app_structure()
+    execute(
+        learning_database.url,
+        """
+        UPDATE agent_app_object SET document = jsonb_set(document, '{comment}', '"ask ada@example.com"')
+        WHERE name = 'shop.customers'
+        """,
+    )
+    later = over(learning_database)
+
+    await later.discover_app_structure()
+    again = await later.discover_app_structure()
+
+    stored = "SELECT document ->> 'comment' FROM agent_app_object WHERE name = 'shop.customers'"
+    assert rows(learning_database.url, stored) == [("Who buys here",)]
+    assert again.changes == {"added": [], "changed": [], "removed": []}
+    told = rows(
+        learning_database.url, "SELECT count(*) FROM agent_memory WHERE content LIKE '%ada@example.com%'"
+    )
+    assert told == [(0,)]
+    await later.database.close()
+
+
 async def test_our_stand_ins_for_functions_of_supabase_are_none_of_the_applications(
     shop: AutoDiscovery, learning_database: ThrowawayDatabase
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent.discovery.masking import masked, masked_document, masked_expression
 
@@ -27,6 +29,19 @@ KEY = "ghp_" + "abcdefghijklmnopqrstuvwxyz0123456789"
 )
 def test_what_is_masked_in_a_text(text: str, kept: str) -> None:
     assert masked(text) == kept
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["a@b.co", f"{KEY} ", "password: x1y2", "+49 170 1234567", "Bearer abcdefgh", "it's", " ", "\n"]
+        )
+        | st.text(max_size=20)
+    ).map("".join)
+)
+def test_what_is_masked_stays_as_it_is_when_it_is_masked_again(text: str) -> None:
+    assert masked(masked(text)) == masked(text)
+    assert masked(masked("a@b.co " * 700)) == masked("a@b.co " * 700)
 
 
 def test_names_in_expressions_stay() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 from uuid import uuid4
 
@@ -69,8 +69,15 @@ async def load_known(database: Database, settings: Settings, had: Known | None =
         return Known()
     if "objects" not in found and had is not None:
         return Known(version=found["version"], facts=found, objects=had.objects)
-    objects = {(item["kind"], item["name"]): _Seen(**item) for item in found.pop("objects")}
+    objects = {(item["kind"], item["name"]): _as_masked(_Seen(**item)) for item in found.pop("objects")}
     return Known(version=found["version"], facts=found, objects=objects)
+
+
+def _as_masked(saved: _Seen) -> _Seen:
+    """What was saved, as masking has it today: where that differs, without fingerprint, so that it is read and saved
+    anew."""
+    masked = masked_document(saved.document)
+    return saved if masked == saved.document else replace(saved, document=masked, fingerprint="")
 
 
 async def discover(
@@ -231,7 +238,7 @@ def _as_saved(seen: list[_Seen], known: Known) -> Iterable[dict[str, Any]]:
         }
         if before is None or before.fingerprint != item.fingerprint:
             row["document"] = item.document
-            if known.version is not None:
+            if known.version is not None and (before is None or before.document != item.document):
                 row["change"] = change_text(
                     item.kind, item.name, before.document if before is not None else None, item.document
                 )

@@ -43,9 +43,10 @@ def masked(text: str) -> str:
     text = _WORD.sub(lambda word: "<key>" if looks_secret(word[0]) else word[0], text)
     text = _EMAIL.sub("<email>", text)
     text = _PHONE.sub("<phone>", text)
-    return _NUMBER.sub(
+    text = _NUMBER.sub(
         lambda found: "<number>" if is_card_number(found[0]) or is_iban(found[0]) else found[0], text
     )
+    return text[:_CHARACTERS_MAX]
 
 
 def masked_expression(expression: str) -> str:
