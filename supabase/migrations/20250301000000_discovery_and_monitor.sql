@@ -2225,6 +2225,24 @@ COMMENT ON COLUMN public.agent_reading.failures IS 'How many of the events are w
 COMMENT ON COLUMN public.agent_reading.total IS 'Sum of the values of the events (milliseconds, tokens, scores, bytes); squares is the sum of their squares and middle their median.';
 CREATE INDEX agent_reading_by_time ON public.agent_reading (bucket);
 
+CREATE TABLE public.agent_reading_hour (
+    tenant_id text NOT NULL,
+    measure text NOT NULL CHECK (measure <> ''),
+    agent_id text NOT NULL DEFAULT '',
+    part text NOT NULL DEFAULT '',
+    hour timestamptz NOT NULL,
+    events bigint NOT NULL CHECK (events >= 0),
+    failures bigint NOT NULL DEFAULT 0 CHECK (failures BETWEEN 0 AND events),
+    total double precision NOT NULL DEFAULT 0,
+    squares double precision NOT NULL DEFAULT 0,
+    middle double precision,
+    PRIMARY KEY (tenant_id, measure, agent_id, part, hour)
+);
+COMMENT ON TABLE public.agent_reading_hour IS 'The readings added up by hours, as a look compares with them: a twelfth of the rows, made anew with the readings.';
+COMMENT ON COLUMN public.agent_reading_hour.hour IS 'Begin of the hour.';
+COMMENT ON COLUMN public.agent_reading_hour.middle IS 'Median of the medians of its readings.';
+CREATE INDEX agent_reading_hour_by_time ON public.agent_reading_hour (hour);
+
 CREATE TABLE public.agent_sighting (
     tenant_id text NOT NULL,
     run_id text NOT NULL,
@@ -2246,12 +2264,12 @@ CREATE TABLE public.agent_monitor_mark (
 COMMENT ON TABLE public.agent_monitor_mark IS 'How far the monitor has come with what it does bit by bit.';
 
 SELECT agent_private.guard(t) FROM unnest(ARRAY[
-    'public.agent_reading', 'public.agent_sighting', 'public.agent_monitor_mark']::regclass[]) AS t;
+    'public.agent_reading', 'public.agent_reading_hour', 'public.agent_sighting', 'public.agent_monitor_mark']::regclass[]) AS t;
 DO $$
 DECLARE
     target text;
 BEGIN
-    FOREACH target IN ARRAY ARRAY['agent_reading', 'agent_sighting', 'agent_monitor_mark'] LOOP
+    FOREACH target IN ARRAY ARRAY['agent_reading', 'agent_reading_hour', 'agent_sighting', 'agent_monitor_mark'] LOOP
         EXECUTE format($policy$
             CREATE POLICY of_the_monitor ON public.%I TO agent_app
             USING ((SELECT current_setting('agent.reach', true)) = 'everywhere')
@@ -2287,41 +2305,39 @@ AS $$
     ORDER BY c.relpages DESC, c.oid LIMIT 100;
 $$;
 
--- Make the readings of what ended or came in since the last time, anew for each five minutes that it touches, so that
--- runs that come late are in them. The first time reaches back seven days, later ones at most 26 hours. Answers that took
--- longer than target_ms count as failures of response_time. Leans on agent_run_by_end, agent_outcome_by_time and
--- agent_execution_log_of_all. One caller at a time. Returns {since, buckets, readings, removed}.
-CREATE FUNCTION public.refresh_readings(target_ms double precision)
+-- Make the readings of what ended or came in from since until until, anew for each five minutes that it touches and their
+-- hours, so that runs that come late are in them; of those that came in, such as ended at most 26 hours before. Answers
+-- that took longer than target_ms count as failures of response_time. Leans on agent_run_by_end, agent_outcome_by_time
+-- and agent_execution_log_of_all. The caller has entered and holds the readings. Returns {buckets, readings}.
+CREATE FUNCTION agent_private.make_readings(target_ms double precision, since timestamptz, until timestamptz)
 RETURNS jsonb
-LANGUAGE plpgsql SECURITY DEFINER
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    previous text[] := agent_private.enter_as_server();
     five constant interval := '5 minutes';
     this_moment constant timestamptz := clock_timestamp();
-    since timestamptz;
-    horizon timestamptz;
     touched timestamptz[];
+    hours timestamptz[];
     first timestamptz;
     last timestamptz;
     made bigint;
-    removed bigint;
 BEGIN
-    PERFORM pg_advisory_xact_lock(hashtextextended('agent readings', 0));
-    SELECT m.until - five INTO since FROM public.agent_monitor_mark m WHERE m.name = 'readings';
-    horizon := CASE WHEN since IS NULL THEN this_moment - interval '7 days' ELSE this_moment - interval '26 hours' END;
-    since := greatest(since, horizon);
     SELECT coalesce(array_agg(DISTINCT date_bin(five, x.at, 'epoch')), '{}') INTO touched
     FROM (SELECT r.finished_at AS at FROM public.agent_run r
-          WHERE r.source = 'live' AND r.finished_at >= horizon AND (r.finished_at >= since OR r.recorded_at >= since)
+          WHERE r.source = 'live' AND r.finished_at >= since AND r.finished_at <= make_readings.until
           UNION ALL
-          SELECT o.recorded_at FROM public.agent_outcome o WHERE o.recorded_at >= since
+          -- Apart from these, so that both columns of the index tell which rows to read.
+          SELECT r.finished_at FROM public.agent_run r
+          WHERE r.source = 'live' AND r.finished_at >= since - interval '26 hours' AND r.finished_at < since
+            AND r.recorded_at >= since AND r.recorded_at <= make_readings.until
           UNION ALL
-          SELECT l.at FROM public.agent_execution_log l WHERE l.at >= since) AS x
-    WHERE x.at <= this_moment;
+          SELECT o.recorded_at FROM public.agent_outcome o WHERE o.recorded_at >= since AND o.recorded_at <= make_readings.until
+          UNION ALL
+          SELECT l.at FROM public.agent_execution_log l WHERE l.at >= since AND l.at <= make_readings.until) AS x;
     -- One range with fixed ends: of a join with each of the five minutes the planner cannot know how many they are.
-    SELECT min(t.bucket), max(t.bucket) INTO first, last FROM unnest(touched) AS t (bucket);
+    SELECT min(t.bucket), max(t.bucket), coalesce(array_agg(DISTINCT date_bin('1 hour', t.bucket, 'epoch')), '{}')
+    INTO first, last, hours FROM unnest(touched) AS t (bucket);
     DELETE FROM public.agent_reading g WHERE g.bucket = ANY (touched) AND g.measure <> 'table_bytes';
     WITH ended AS MATERIALIZED (
         SELECT date_bin(five, r.finished_at, 'epoch') AS bucket, r.tenant_id, r.agent_id, r.status, r.messages, r.facts,
@@ -2371,19 +2387,97 @@ BEGIN
     FROM seen s
     GROUP BY s.tenant_id, s.measure, s.agent_id, s.part, s.bucket;
     GET DIAGNOSTICS made = ROW_COUNT;
+    DELETE FROM public.agent_reading_hour h WHERE h.hour = ANY (hours) AND h.measure <> 'table_bytes';
+    INSERT INTO public.agent_reading_hour (tenant_id, measure, agent_id, part, hour, events, failures, total, squares, middle)
+    SELECT g.tenant_id, g.measure, g.agent_id, g.part, date_bin('1 hour', g.bucket, 'epoch'), sum(g.events), sum(g.failures), sum(g.total),
+           sum(g.squares), percentile_cont(0.5) WITHIN GROUP (ORDER BY g.middle)
+    FROM public.agent_reading g
+    WHERE g.bucket >= date_bin('1 hour', first, 'epoch') AND g.bucket < date_bin('1 hour', last, 'epoch') + interval '1 hour'
+      AND date_bin('1 hour', g.bucket, 'epoch') = ANY (hours) AND g.measure <> 'table_bytes'
+    GROUP BY g.tenant_id, g.measure, g.agent_id, g.part, date_bin('1 hour', g.bucket, 'epoch');
+    RETURN jsonb_build_object('buckets', cardinality(touched), 'readings', made);
+END
+$$;
+
+-- How far one step of refresh_readings may go from here: an hour, or 20,000 runs where these ended in less, though at least
+-- ten minutes; back in time where is_back. Leans on agent_run_by_end.
+CREATE FUNCTION agent_private.reading_step(begins timestamptz, is_back boolean)
+RETURNS timestamptz
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN is_back THEN
+        least(greatest(begins - interval '1 hour', (
+            SELECT r.finished_at FROM public.agent_run r
+            WHERE r.source = 'live' AND r.finished_at < begins AND r.finished_at >= begins - interval '1 hour'
+            ORDER BY r.finished_at DESC OFFSET 20000 LIMIT 1)), begins - interval '10 minutes')
+    ELSE
+        greatest(least(begins + interval '1 hour', (
+            SELECT r.finished_at FROM public.agent_run r
+            WHERE r.source = 'live' AND r.finished_at >= begins AND r.finished_at < begins + interval '1 hour'
+            ORDER BY r.finished_at OFFSET 20000 LIMIT 1)), begins + interval '10 minutes')
+    END;
+$$;
+
+-- Bring the readings a step further: what ended or came in since the last time, an hour or about 20,000 runs at once and at
+-- most the last 26 hours; then, where readings have only begun, an hour of the seven days before, the latest first. So each
+-- call is short, and who is cut off goes on from there: call it until more is false. See make_readings. One caller at a time.
+-- Returns {since, buckets, readings, removed, more}.
+CREATE FUNCTION public.refresh_readings(target_ms double precision)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous text[] := agent_private.enter_as_server();
+    this_moment constant timestamptz := clock_timestamp();
+    marks jsonb;
+    since timestamptz;
+    until timestamptz;
+    made jsonb;
+    more boolean;
+    removed bigint;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('agent readings', 0));
+    SELECT coalesce(jsonb_object_agg(m.name, m.until), '{}') INTO marks FROM public.agent_monitor_mark m WHERE m.name LIKE 'readings%';
+    IF NOT marks ? 'readings' THEN
+        -- Nothing is measured yet, or all of it is to be measured anew.
+        marks := jsonb_build_object('readings', this_moment - interval '26 hours', 'readings from', this_moment - interval '7 days');
+    END IF;
+    -- Whoever was writing a run then began a moment before.
+    since := greatest((marks ->> 'readings')::timestamptz - interval '5 minutes', this_moment - interval '26 hours');
+    until := least(agent_private.reading_step(since, false), this_moment);
+    marks := marks || jsonb_build_object('readings', until);
+    made := agent_private.make_readings(target_ms, since, until);
+    IF until >= this_moment AND marks ? 'readings from' THEN
+        until := coalesce((marks ->> 'readings back to')::timestamptz, this_moment - interval '25 hours');
+        since := greatest(agent_private.reading_step(until, true), (marks ->> 'readings from')::timestamptz);
+        made := made || agent_private.make_readings(target_ms, since, until);
+        marks := marks || jsonb_build_object('readings back to', since);
+        IF since <= (marks ->> 'readings from')::timestamptz THEN
+            marks := marks - '{readings from,readings back to}'::text[];
+        END IF;
+    END IF;
+    more := (marks ->> 'readings')::timestamptz < this_moment OR marks ? 'readings from';
     -- Sizes once an hour.
-    INSERT INTO public.agent_reading AS g (tenant_id, measure, part, bucket, events, total)
-    SELECT '', 'table_bytes', left(z.table_name, 200), date_bin('1 hour', this_moment, 'epoch'), 1, z.bytes
-    FROM agent_private.table_sizes() AS z
-    WHERE NOT EXISTS (SELECT FROM public.agent_reading o
-                      WHERE o.tenant_id = '' AND o.measure = 'table_bytes' AND o.bucket = date_bin('1 hour', this_moment, 'epoch'))
-    ON CONFLICT DO NOTHING;
-    INSERT INTO public.agent_monitor_mark AS m (name, until) VALUES ('readings', this_moment)
+    WITH sizes AS (
+        INSERT INTO public.agent_reading AS g (tenant_id, measure, part, bucket, events, total)
+        SELECT '', 'table_bytes', left(z.table_name, 200), date_bin('1 hour', this_moment, 'epoch'), 1, z.bytes
+        FROM agent_private.table_sizes() AS z
+        WHERE NOT EXISTS (SELECT FROM public.agent_reading o
+                          WHERE o.tenant_id = '' AND o.measure = 'table_bytes' AND o.bucket = date_bin('1 hour', this_moment, 'epoch'))
+        ON CONFLICT DO NOTHING
+        RETURNING g.part, g.bucket, g.total)
+    INSERT INTO public.agent_reading_hour (tenant_id, measure, part, hour, events, total)
+    SELECT '', 'table_bytes', s.part, s.bucket, 1, s.total FROM sizes s ON CONFLICT DO NOTHING;
+    DELETE FROM public.agent_monitor_mark m WHERE m.name LIKE 'readings%' AND NOT marks ? m.name;
+    INSERT INTO public.agent_monitor_mark AS m (name, until) SELECT x.key, x.value::timestamptz FROM jsonb_each_text(marks) AS x
     ON CONFLICT ON CONSTRAINT agent_monitor_mark_pkey DO UPDATE SET until = excluded.until;
+    DELETE FROM public.agent_reading_hour h WHERE h.hour < this_moment - interval '35 days';
     DELETE FROM public.agent_reading g WHERE g.bucket < this_moment - interval '35 days';
     GET DIAGNOSTICS removed = ROW_COUNT;
     PERFORM agent_private.leave(previous);
-    RETURN jsonb_build_object('since', since, 'buckets', cardinality(touched), 'readings', made, 'removed', removed);
+    RETURN made || jsonb_build_object('since', since, 'removed', removed, 'more', more);
 END
 $$;
 
@@ -2421,14 +2515,10 @@ BEGIN
                        FROM public.agent_reading g
                        WHERE (g.tenant_id, g.measure, g.agent_id, g.part) = (c.tenant_id, c.measure, c.agent_id, c.part)
                          AND g.bucket >= recent_from),
-            'hours', (SELECT coalesce(jsonb_agg(jsonb_build_array(h.hour, h.events, h.failures, h.total, h.squares, h.middle) ORDER BY h.hour), '[]')
-                      FROM (SELECT extract(epoch FROM date_bin('1 hour', g.bucket, 'epoch'))::bigint AS hour, sum(g.events) AS events,
-                                   sum(g.failures) AS failures, sum(g.total) AS total, sum(g.squares) AS squares,
-                                   percentile_cont(0.5) WITHIN GROUP (ORDER BY g.middle) AS middle
-                            FROM public.agent_reading g
-                            WHERE (g.tenant_id, g.measure, g.agent_id, g.part) = (c.tenant_id, c.measure, c.agent_id, c.part)
-                              AND g.bucket < recent_from AND g.bucket >= this_moment - make_interval(days => history_days)
-                            GROUP BY 1) AS h)) AS document
+            'hours', (SELECT coalesce(jsonb_agg(jsonb_build_array(extract(epoch FROM h.hour)::bigint, h.events, h.failures, h.total, h.squares, h.middle) ORDER BY h.hour), '[]')
+                      FROM public.agent_reading_hour h
+                      WHERE (h.tenant_id, h.measure, h.agent_id, h.part) = (c.tenant_id, c.measure, c.agent_id, c.part)
+                        AND h.hour < recent_from AND h.hour >= this_moment - make_interval(days => history_days))) AS document
         FROM chosen c)
     SELECT (SELECT count(*) FROM busy), (SELECT coalesce(jsonb_agg(d.document ORDER BY d.events DESC), '[]') FROM documents d)
     INTO there, found;
@@ -2544,9 +2634,10 @@ BEGIN
 END
 $$;
 
--- What bears on safety: refused and forbidden actions by who tried them in the last hour beside history_days before, votes
--- of the same days (the newest 5,000), and memories that came into quarantine in the last day. Who tried is a number that
--- says nothing without the secret of this database; the log has the name. Leans on agent_execution_log_of_all, approval_vote_by_time and agent_memory_quarantined.
+-- What bears on safety: refused and forbidden actions by who tried them in the last hour (the 500 that were refused most)
+-- beside their latest thousand of history_days before, votes of the same days (the newest 5,000), and memories that came into
+-- quarantine in the last day. Who tried is a number that says nothing without the secret of this database; the log has the
+-- name. Leans on agent_execution_log_of_all, agent_execution_log_by_user, approval_vote_by_time and agent_memory_quarantined.
 CREATE FUNCTION public.monitor_security(history_days integer DEFAULT 14)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
@@ -2560,21 +2651,32 @@ DECLARE
 BEGIN
     found := jsonb_build_object(
         'now', this_moment,
-        'refusals', (SELECT coalesce(jsonb_agg(to_jsonb(x) ORDER BY x.tenant_id, x.agent_id, x.who), '[]')
-            FROM (SELECT l.tenant_id, coalesce(l.agent_id, '') AS agent_id,
+        'refusals', (SELECT coalesce(jsonb_agg(to_jsonb(x) - 'user_id' || to_jsonb(e) ORDER BY x.tenant_id, x.agent_id, x.who), '[]')
+            FROM (SELECT l.tenant_id, coalesce(l.agent_id, '') AS agent_id, l.user_id,
                          left(encode(sha256(convert_to(salt || jsonb_build_array(l.tenant_id, l.user_id)::text, 'UTF8')), 'hex'), 12) AS who,
-                         count(*) FILTER (WHERE l.at >= this_moment - interval '1 hour') AS actions,
-                         count(*) FILTER (WHERE l.at >= this_moment - interval '1 hour' AND (l.state = 'refused' OR l.risk = 'FORBIDDEN')) AS refused,
-                         count(*) FILTER (WHERE l.at >= this_moment - interval '1 hour' AND l.risk = 'FORBIDDEN') AS forbidden,
-                         count(*) FILTER (WHERE l.at < this_moment - interval '1 hour') AS earlier_actions,
-                         count(*) FILTER (WHERE l.at < this_moment - interval '1 hour' AND (l.state = 'refused' OR l.risk = 'FORBIDDEN')) AS earlier_refused,
-                         min(l.at) FILTER (WHERE l.at >= this_moment - interval '1 hour' AND (l.state = 'refused' OR l.risk = 'FORBIDDEN')) AS since,
-                         (array_agg(l.log_id ORDER BY l.log_id DESC)
-                             FILTER (WHERE l.at >= this_moment - interval '1 hour' AND (l.state = 'refused' OR l.risk = 'FORBIDDEN')))[1:20] AS log_ids
+                         count(*) AS actions,
+                         count(*) FILTER (WHERE l.state = 'refused' OR l.risk = 'FORBIDDEN') AS refused,
+                         count(*) FILTER (WHERE l.risk = 'FORBIDDEN') AS forbidden,
+                         min(l.at) FILTER (WHERE l.state = 'refused' OR l.risk = 'FORBIDDEN') AS since,
+                         (array_agg(l.log_id ORDER BY l.log_id DESC) FILTER (WHERE l.state = 'refused' OR l.risk = 'FORBIDDEN'))[1:20] AS log_ids
                   FROM public.agent_execution_log l
-                  WHERE l.at >= this_moment - make_interval(days => history_days)
+                  WHERE l.at >= this_moment - interval '1 hour'
                   GROUP BY l.tenant_id, l.agent_id, l.user_id
-                  HAVING bool_or(l.at >= this_moment - interval '1 hour' AND (l.state = 'refused' OR l.risk = 'FORBIDDEN'))) AS x),
+                  HAVING bool_or(l.state = 'refused' OR l.risk = 'FORBIDDEN')
+                  ORDER BY 6 DESC, 1, 2, 4 LIMIT 500) AS x
+            -- What they did before, by the index of users: their latest thousand actions. Who is nobody is looked up apart,
+            -- because the index is not used for "is not distinct".
+            CROSS JOIN LATERAL (
+                SELECT count(*) AS earlier_actions, count(*) FILTER (WHERE o.state = 'refused' OR o.risk = 'FORBIDDEN') AS earlier_refused
+                FROM ((SELECT l.state, l.risk FROM public.agent_execution_log l
+                       WHERE l.tenant_id = x.tenant_id AND l.user_id = x.user_id AND coalesce(l.agent_id, '') = x.agent_id
+                         AND l.at < this_moment - interval '1 hour' AND l.at >= this_moment - make_interval(days => history_days)
+                       ORDER BY l.at DESC LIMIT 1000)
+                      UNION ALL
+                      (SELECT l.state, l.risk FROM public.agent_execution_log l
+                       WHERE x.user_id IS NULL AND l.tenant_id = x.tenant_id AND l.user_id IS NULL AND coalesce(l.agent_id, '') = x.agent_id
+                         AND l.at < this_moment - interval '1 hour' AND l.at >= this_moment - make_interval(days => history_days)
+                       ORDER BY l.at DESC LIMIT 1000)) AS o) AS e),
         'votes', (SELECT coalesce(jsonb_agg(to_jsonb(x) ORDER BY x.at), '[]')
             FROM (SELECT v.tenant_id, v.voter, v.verdict, v.channel, v.at, v.approval_id, q.batch_id, q.risk,
                          v.voter = q.requested_by AS is_own, extract(epoch FROM v.at - q.requested_at) AS waited_seconds
@@ -2681,7 +2783,7 @@ $$;
 
 -- Keep what a scan saw, [{tenant_id, run_id, agent_id, place, kind}], and how far it came; runs that are gone meanwhile are
 -- passed over. Returns what was seen in the last day, counted:
--- [{tenant_id, kind, agent_id, texts, since, places: [{run_id, place}]}].
+-- [{tenant_id, kind, agent_id, texts, since, places: [{run_id, place}]}], of each the newest 20 places.
 CREATE FUNCTION public.record_sightings(sightings jsonb, scanned_until text)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
@@ -2705,7 +2807,9 @@ BEGIN
     DELETE FROM public.agent_sighting g WHERE g.seen_at < this_moment - interval '35 days';
     SELECT coalesce(jsonb_agg(to_jsonb(x) ORDER BY x.tenant_id, x.kind, x.agent_id), '[]') INTO found
     FROM (SELECT g.tenant_id, g.kind, g.agent_id, count(*) AS texts, min(g.seen_at) AS since,
-                 (jsonb_agg(jsonb_build_object('run_id', g.run_id, 'place', g.place) ORDER BY g.seen_at DESC)) AS places
+                 (SELECT jsonb_agg(to_jsonb(p)) FROM unnest(
+                     (array_agg(g.run_id ORDER BY g.seen_at DESC, g.run_id, g.place))[1:20],
+                     (array_agg(g.place ORDER BY g.seen_at DESC, g.run_id, g.place))[1:20]) AS p (run_id, place)) AS places
           FROM public.agent_sighting g
           WHERE g.seen_at >= this_moment - interval '1 day'
           GROUP BY g.tenant_id, g.kind, g.agent_id) AS x;
@@ -2754,7 +2858,10 @@ BEGIN
 END
 $$;
 
-SELECT agent_private.publish('agent_private.table_sizes()'::regprocedure, 'private');
+SELECT agent_private.publish(f, 'private') FROM unnest(ARRAY[
+    'agent_private.table_sizes()',
+    'agent_private.make_readings(double precision, timestamptz, timestamptz)',
+    'agent_private.reading_step(timestamptz, boolean)']::regprocedure[]) AS f;
 SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.refresh_readings(double precision)',
     'public.monitor_readings(integer, integer, integer)',

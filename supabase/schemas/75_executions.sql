@@ -30,7 +30,7 @@ COMMENT ON TABLE public.agent_execution_log IS 'What agents did, tried and were 
 COMMENT ON COLUMN public.agent_execution_log.rows IS 'Rows touched, by table: {table: {inserted, updated, deleted}}.';
 COMMENT ON COLUMN public.agent_execution_log.details_hash IS 'sha256 of the row of agent_execution_details, which can be erased without breaking the chain.';
 CREATE INDEX agent_execution_log_by_time ON public.agent_execution_log (tenant_id, at DESC);
-CREATE INDEX agent_execution_log_by_user ON public.agent_execution_log (tenant_id, user_id);
+CREATE INDEX agent_execution_log_by_user ON public.agent_execution_log (tenant_id, user_id, at DESC);
 CREATE INDEX agent_execution_log_by_approval ON public.agent_execution_log (approval_id);
 CREATE UNIQUE INDEX agent_execution_log_undone ON public.agent_execution_log (tenant_id, undoes) WHERE undoes IS NOT NULL AND state = 'executed';
 

@@ -56,6 +56,7 @@ TENANT_TABLES = (
     "agent_alert_silence",
     "learning_analytics",
     "agent_reading",
+    "agent_reading_hour",
     "agent_sighting",
     "agent_monitor_mark",
 )

@@ -27,7 +27,7 @@ from agent.portal import portal
 from agent.settings import current_settings
 from agent.testing.throwaway import ThrowawayDatabase
 from tests.integration.approvals import ADA
-from tests.integration.monitored import LATELY, LONG, named, past_executions, past_runs
+from tests.integration.monitored import LATELY, LONG, a_tool_message, named, past_executions, past_runs
 from tests.integration.rows import a_run, rows, value
 
 COUNTS = """
@@ -69,6 +69,14 @@ def open_alerts(url: str) -> list[str]:
 # --- readings
 
 
+async def _refresh(database: PostgresDatabase) -> int:
+    """Bring the readings up to date; in how many steps."""
+    steps = 1
+    while (await database.call("refresh_readings", target_ms=1_000.0))["more"]:
+        steps += 1
+    return steps
+
+
 async def test_readings_are_the_same_however_often_they_are_made(
     database: PostgresDatabase, learning_database: ThrowawayDatabase
 ) -> None:
@@ -78,27 +86,112 @@ async def test_readings_are_the_same_however_often_they_are_made(
         status="CASE WHEN n % 5 = 0 THEN 'failed' ELSE 'completed' END",
     )
     past_executions(learning_database.url, ("2 hours", "0"))
-    await asyncio.gather(*(database.call("refresh_readings", target_ms=1_000.0) for _ in range(5)))
+    await asyncio.gather(*(_refresh(database) for _ in range(5)))
     first = rows(learning_database.url, COUNTS)
     rows(learning_database.url, "DELETE FROM agent_monitor_mark")
-    await database.call("refresh_readings", target_ms=1_000.0)
+    await _refresh(database)
 
     assert rows(learning_database.url, COUNTS) == first
     runs = "SELECT sum(events)::int, sum(failures)::int FROM agent_reading WHERE measure = 'runs'"
     assert rows(learning_database.url, runs) == [(41, 8)]
 
 
+async def test_readings_made_hour_by_hour_are_those_made_at_once(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    url = learning_database.url
+    past_runs(
+        url,
+        ("9 days", "0"),
+        every="7 minutes",
+        status="CASE WHEN n % 5 = 0 THEN 'failed' ELSE 'completed' END",
+        messages=a_tool_message("n % 3 = 0"),
+        facts="jsonb_build_object('usage', jsonb_build_object('total_tokens', n))",
+        recorded="at + interval '1 hour' * (n % 20)",
+    )
+    past_executions(url, ("9 days", "0"), every="11 minutes")
+    rows(
+        url,
+        """
+        INSERT INTO agent_outcome (tenant_id, run_id, kind, succeeded, recorded_at)
+        SELECT tenant_id, run_id, 'resolved', true, least(finished_at + interval '3 hours', now()) FROM agent_run
+        """,
+    )
+    # The hour that is cut by the seven days is in the one and not in the other.
+    whole = COUNTS.replace("ORDER BY", "WHERE bucket >= now() - interval '6 days 22 hours' ORDER BY")
+    hours = """
+        SELECT tenant_id, measure, agent_id, part, hour, events, failures, total, squares, middle
+        FROM agent_reading_hour WHERE hour >= now() - interval '6 days 22 hours' ORDER BY 1, 2, 3, 4, 5
+    """
+    assert await _refresh(database) > 150
+    by_steps, hours_by_steps = rows(url, whole), rows(url, hours)
+    assert len({bucket for _, _, _, bucket, *_ in by_steps}) > 1_000
+    assert rows(url, "SELECT name FROM agent_monitor_mark") == [("readings",)]
+
+    rows(url, "DELETE FROM agent_reading; DELETE FROM agent_reading_hour; DELETE FROM agent_monitor_mark")
+    rows(
+        url,
+        """
+        SELECT agent_private.enter_as_server(),
+               agent_private.make_readings(1000, now() - interval '7 days', clock_timestamp())
+        """,
+    )
+    # Sizes are not made by this.
+    assert rows(url, whole) == [row for row in by_steps if row[0] != "table_bytes"]
+    assert rows(url, hours) == [row for row in hours_by_steps if row[1] != "table_bytes"]
+    by_hour = """
+        SELECT tenant_id, measure, agent_id, part, date_bin('1 hour', bucket, 'epoch') AS hour, sum(events)::bigint,
+               sum(failures)::bigint, sum(total), sum(squares), percentile_cont(0.5) WITHIN GROUP (ORDER BY middle)
+        FROM agent_reading GROUP BY 1, 2, 3, 4, 5
+        HAVING date_bin('1 hour', min(bucket), 'epoch') >= now() - interval '6 days 22 hours' ORDER BY 1, 2, 3, 4, 5
+    """
+    assert rows(url, by_hour) == rows(url, hours)
+
+
+async def test_the_latest_readings_are_made_first_and_a_look_that_is_cut_off_is_gone_on_with(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    url = learning_database.url
+    past_runs(url, ("5 days", "0"), every="30 minutes")
+    oldest = "SELECT extract(epoch FROM now() - min(bucket)) / 3600 FROM agent_reading WHERE measure = 'runs'"
+    reached = []
+    for _ in range(60):
+        receipt = await database.call("refresh_readings", target_ms=1_000.0)
+        assert receipt["more"]
+        reached.append(float(value(url, oldest)))
+    assert reached[-1] < 120
+    latest = value(
+        url, "SELECT extract(epoch FROM now() - max(bucket)) / 60 FROM agent_reading WHERE measure = 'runs'"
+    )
+    assert latest < 40, "what was lately is known before what was long ago"
+    await _refresh(database)
+    assert value(url, "SELECT sum(events)::int FROM agent_reading WHERE measure = 'runs'") == 241
+
+
+async def test_an_hour_with_very_many_runs_takes_several_steps(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    url = learning_database.url
+    past_runs(url, ("110 minutes", "60 minutes"), every="60 milliseconds")
+    steps = "SELECT agent_private.reading_step(now() - interval '110 minutes', false) < now() - interval '80 minutes'"
+    assert value(url, steps), "fifty minutes hold 50,000 runs"
+    back = "SELECT agent_private.reading_step(now() - interval '60 minutes', true) > now() - interval '90 minutes'"
+    assert value(url, back)
+    await _refresh(database)
+    assert value(url, "SELECT sum(events)::int FROM agent_reading WHERE measure = 'runs'") == 50_001
+
+
 async def test_a_run_that_comes_late_is_in_the_reading_of_its_time(
     database: PostgresDatabase, learning_database: ThrowawayDatabase
 ) -> None:
     past_runs(learning_database.url, ("3 hours", "0"))
-    await database.call("refresh_readings", target_ms=1_000.0)
+    await _refresh(database)
     await database.call("record_run", ADA, run=a_run(run_id="spooled", status="failed", agent_id="support"))
     rows(
         learning_database.url,
         "UPDATE agent_run SET finished_at = now() - interval '2 hours', agent_id = 'support' WHERE run_id = 'spooled'",
     )
-    await database.call("refresh_readings", target_ms=1_000.0)
+    await _refresh(database)
 
     late = "SELECT sum(failures)::int FROM agent_reading WHERE measure = 'runs' AND bucket < now() - interval '1 hour'"
     assert value(learning_database.url, late) == 1
@@ -108,10 +201,10 @@ async def test_a_run_that_was_resumed_counts_when_it_ended_and_not_as_slow(
     database: PostgresDatabase, learning_database: ThrowawayDatabase
 ) -> None:
     await database.call("record_run", ADA, run=a_run(run_id="r", status="interrupted"))
-    await database.call("refresh_readings", target_ms=1_000.0)
+    await _refresh(database)
     assert rows(learning_database.url, "SELECT 1 FROM agent_reading WHERE measure = 'runs'") == []
     await database.call("record_run", ADA, run=a_run(run_id="r", status="completed"))
-    await database.call("refresh_readings", target_ms=1_000.0)
+    await _refresh(database)
     measures = rows(
         learning_database.url, "SELECT measure, events::int FROM agent_reading WHERE measure <> 'table_bytes'"
     )
@@ -136,7 +229,7 @@ async def test_imported_runs_are_not_watched(
     database: PostgresDatabase, learning_database: ThrowawayDatabase
 ) -> None:
     await database.call("import_runs", Identity(), runs=[a_run(run_id="i", status="failed")])
-    await database.call("refresh_readings", target_ms=1_000.0)
+    await _refresh(database)
     assert rows(learning_database.url, "SELECT 1 FROM agent_reading WHERE measure <> 'table_bytes'") == []
 
 
@@ -155,7 +248,7 @@ async def test_the_busiest_series_are_read_and_the_others_counted(
 ) -> None:
     for n, agent in enumerate(("a", "b", "c"), start=1):
         past_runs(learning_database.url, LATELY, every=f"{n * 3} minutes", name=agent, agent=agent)
-    await database.call("refresh_readings", target_ms=1_000.0)
+    await _refresh(database)
     found = await database.call("monitor_readings", recent_hours=1, history_days=1, series_limit=2)
     assert {series["agent_id"] for series in found["series"]} == {"a"}
     assert found["left_out"] > 0

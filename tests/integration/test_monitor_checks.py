@@ -388,10 +388,14 @@ async def test_table_growth(
     rows(
         learning_database.url,
         f"""
-        INSERT INTO agent_reading (tenant_id, measure, part, bucket, events, total)
-        SELECT '', 'table_bytes', 'public.big', date_bin('1 hour', now(), 'epoch') - interval '1 hour' * h, 1,
-               1e9 + 1e6 * (240 - h) + CASE WHEN h < 12 THEN {megabytes} * 1048576 ELSE 0 END
-        FROM generate_series(0, 240) AS h
+        WITH sizes AS (
+            INSERT INTO agent_reading (tenant_id, measure, part, bucket, events, total)
+            SELECT '', 'table_bytes', 'public.big', date_bin('1 hour', now(), 'epoch') - interval '1 hour' * h, 1,
+                   1e9 + 1e6 * (240 - h) + CASE WHEN h < 12 THEN {megabytes} * 1048576 ELSE 0 END
+            FROM generate_series(0, 240) AS h
+            RETURNING part, bucket, total)
+        INSERT INTO agent_reading_hour (tenant_id, measure, part, hour, events, total)
+        SELECT '', 'table_bytes', part, bucket, 1, total FROM sizes
         """,
     )
     findings = await found(database, learning_database, "table_growth")

@@ -227,7 +227,7 @@ def _sighting(look: Look, check: str, kind: str, one: dict[str, Any]) -> Finding
         what=what,
         since=a_time(one["since"], ""),
         evidence={
-            "kind": kind, "agent_id": one["agent_id"], "texts": one["texts"], "places": one["places"][:20],
+            "kind": kind, "agent_id": one["agent_id"], "texts": one["texts"], "places": one["places"],
         },
         advice=(
             "Revoke the key where it was made and make another; then find out who put it there: `agent runs "

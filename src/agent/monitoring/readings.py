@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ _HOUR = timedelta(hours=1)
 _RECENT_HOURS = 12
 _HISTORY_DAYS = 14
 _SERIES_MAX = 300
+_REFRESH_SECONDS = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,11 +168,21 @@ def _whole(at: datetime, step: timedelta) -> datetime:
     return datetime.fromtimestamp(int(at.timestamp()) // seconds * seconds, UTC)
 
 
+async def refresh_readings(database: Database, settings: Settings) -> None:
+    """Measure what ended or came in, in short steps, for at most 20 seconds."""
+    target_ms = float(settings.target_response_time.total_seconds() * 1000)
+    end = time.monotonic() + _REFRESH_SECONDS
+    while (await database.call("refresh_readings", target_ms=target_ms))["more"] and time.monotonic() < end:
+        pass
+
+
 async def read_readings(database: Database, settings: Settings) -> Readings:
-    """Bring the readings up to date and read them: two calls."""
-    await database.call(
-        "refresh_readings", target_ms=float(settings.target_response_time.total_seconds() * 1000)
-    )
+    """Bring the readings up to date and read them: two calls.
+
+    The first times there are seven days to measure, an hour at a call and the latest first; what a look has no time for
+    a later one goes on with.
+    """
+    await refresh_readings(database, settings)
     found = await database.call(
         "monitor_readings",
         recent_hours=_RECENT_HOURS,
