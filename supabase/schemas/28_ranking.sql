@@ -1,6 +1,6 @@
 -- Ranking: which memories of one scope fit a question best.
 
--- Whether a text ends as a question: what a user asked tells less of them than what they stated.
+-- Whether a text ends as a question: what somebody asked tells less than what was stated.
 CREATE FUNCTION agent_private.is_question(content text)
 RETURNS boolean
 LANGUAGE sql IMMUTABLE
@@ -9,14 +9,39 @@ AS $$
     SELECT right(rtrim(content), 1) IN ('?', '？', '؟');
 $$;
 
--- The best memories for a question within one scope of one owner, by words (BM25 over word_hits), by vectors where one
--- is given (exact, within the scope) and, to fill up, by recency. Each score is divided by the best of its list; the
--- sum decides, recency counting a tenth; what
--- was asked in a conversation counts less than what was stated, and does not fill up. At most 200, best first. Returns
--- columns and no documents: those cost as much as the ranking, and recall needs fewer fields than search. Only what fits
--- the filters (see agent_private.wanted) and was believed as_of (NULL: now). lists names the lists that found a memory,
--- with list_ranks and list_scores in the same order; it is empty for what only fills up. Leans on the
--- word_hits, on nearest() and on agent_memory_by_scope; locks nothing.
+-- The numbers of the ranking, learned once on two conversations of LoCoMo (benchmarks/retrieval_quality.py measures them
+-- on others); the unit of all is the best score by words. What is 0 is off.
+--   saturation, length_share: k1 and b of BM25, for a single memory; session_saturation, session_length_share: for a session
+--   beside, near: what a word counts in the turns one and two places from where it was said
+--   answer: what it counts in the turn that follows a question in which it was said
+--   certainty: power of the share of the question's weight that the best has, by which all scores by words are lowered
+--   session: what the words of the whole session add; vector: what the vector adds, at most, for the nearest
+--   vector_beside, vector_near, vector_answer: as beside, near and answer, of the vector
+--   speaker: added where the question names who said it; asked: taken from what is a question
+--   shadow: taken from a turn beside a better one; newness: added to the newest candidate, of turns and of others
+CREATE FUNCTION agent_private.ranking_weights(
+    OUT saturation double precision, OUT length_share double precision,
+    OUT session_saturation double precision, OUT session_length_share double precision,
+    OUT beside double precision, OUT near double precision, OUT answer double precision, OUT certainty double precision,
+    OUT session double precision, OUT vector double precision,
+    OUT vector_beside double precision, OUT vector_near double precision, OUT vector_answer double precision,
+    OUT speaker double precision, OUT asked double precision, OUT shadow double precision,
+    OUT newness_of_turns double precision, OUT newness double precision)
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT 0.9, 0.1, 1.2, 0.5, 0.5, 0.3, 1.0, 0.3, 0.3, 0.42, 0.4, 0.1, 0.7, 0.15, 0.2, 0.05, 0.03, 0.1;
+$$;
+
+-- The best memories for a question within one scope of one owner. Three lists find them, each divided by its best: the
+-- words of a memory (BM25; for a turn of a conversation with the words of the turns around it, each word counting most
+-- where it counts most), the words of the whole session, and vectors, again with those of the turns around. Their sum
+-- decides, with what ranking_weights() adds and takes. What is no turn of a conversation has no neighbours and no
+-- session; for that the newest fill up. At most 200, best first. Returns columns and no documents: those cost as much as
+-- the ranking, and recall needs fewer fields than search. Only what fits the filters (see agent_private.wanted) and was
+-- believed as_of (NULL: now). lists names the lists that found a memory, with list_ranks and list_scores in the same
+-- order; it is empty for what only fills up. Leans on word_hits(), on nearest(), on
+-- agent_memory_by_number, agent_memory_one_per_turn and agent_memory_by_scope; locks nothing.
 CREATE FUNCTION agent_private.rank_memories(
     the_scope text, the_owner text, question text, question_embedding vector, embedding_model text, session_now text,
     memory_limit integer, filters jsonb DEFAULT '{}', as_of timestamptz DEFAULT NULL)
@@ -28,16 +53,20 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 SET enable_sort = off  -- on tables that nobody has analyzed yet the newest would be found by sorting all
 AS $$
+#variable_conflict use_column
 DECLARE
     tenant text := current_setting('agent.tenant_id');
     store_to_fill_up text := CASE the_scope WHEN 'tenant' THEN 'application' ELSE 'user_memory' END;
     everything boolean := filters = '{}' AND as_of IS NULL;
+    rules record;
     words text[];
     frequencies double precision[];
     weights double precision[];
+    all_weights double precision;
     memories double precision;
     mean_words double precision;
 BEGIN
+    SELECT * INTO rules FROM agent_private.ranking_weights();
     SELECT q.* INTO words, frequencies, memories, mean_words
     FROM agent_private.question_words(the_scope, the_owner, question, as_of) AS q;
     IF memories IS NULL THEN
@@ -45,19 +74,67 @@ BEGIN
     END IF;
     weights := ARRAY(SELECT ln(1 + (greatest(memories, u.frequency) - u.frequency + 0.5::double precision) / (u.frequency + 0.5::double precision))
                      FROM unnest(frequencies) WITH ORDINALITY AS u (frequency, at) ORDER BY u.at);
+    all_weights := coalesce((SELECT sum(u.weight) FROM unnest(weights) AS u (weight)), 1);
     RETURN QUERY
-    WITH hits AS (  -- double precision throughout: numeric arithmetic costs ten times as much
-        SELECT h.memory_number, weights[h.word] * h.occurrences * 2.2::double precision
-               / (h.occurrences + 0.3::double precision + 0.9::double precision * h.word_count / mean_words) AS points
+    WITH hits AS MATERIALIZED (  -- double precision throughout: numeric arithmetic costs ten times as much
+        SELECT h.word, h.memory_number, h.place, h.occurrences,
+               weights[h.word] * h.occurrences / (h.occurrences + rules.saturation
+                   * (1 - rules.length_share + rules.length_share * h.word_count / mean_words)) AS points
         FROM agent_private.word_hits(the_scope, the_owner, words, frequencies, memories, filters, as_of) AS h
-    ), by_words AS (
-        SELECT h.memory_number, sum(h.points) AS points,
-               (row_number() OVER (ORDER BY sum(h.points) DESC, h.memory_number DESC))::integer AS rank
-        FROM hits h GROUP BY h.memory_number
-        ORDER BY points DESC, h.memory_number DESC LIMIT (SELECT greatest(60, least(memory_limit, 100)))
-    ), by_vector AS (
-        SELECT n.memory_number, n.similarity AS points, (row_number() OVER (ORDER BY n.similarity DESC))::integer AS rank
-        FROM agent_private.nearest(the_scope, the_owner, question_embedding, embedding_model, 100) AS n
+    ), by_words AS MATERIALIZED (
+        SELECT h.memory_number, h.place, sum(h.points) AS points
+        FROM hits h GROUP BY h.memory_number, h.place
+        ORDER BY points DESC, h.memory_number DESC LIMIT (SELECT greatest(150, least(memory_limit, 200)))
+    ), by_vector AS MATERIALIZED (  -- how far above the last of the list, which varies with the model
+        SELECT n.memory_number, CASE WHEN n.best = n.last THEN 1
+                   ELSE (n.similarity - n.last + (n.best - n.last) / n.many) / ((n.best - n.last) * (1 + 1 / n.many)) END AS points
+        FROM (SELECT v.memory_number, v.similarity, max(v.similarity) OVER () AS best, min(v.similarity) OVER () AS last,
+                     (count(*) OVER ())::double precision AS many
+              FROM agent_private.nearest(the_scope, the_owner, question_embedding, embedding_model, 100) AS v) AS n
+    ), heard AS MATERIALIZED (  -- turns of conversations that were found themselves, and what neighbours need of them
+        SELECT c.memory_number, c.vector_points, m.session_id, m.turn, m.asked,
+               coalesce(c.place, agent_private.place_of(m.session_id, m.turn)) AS place
+        FROM (SELECT f.memory_number, max(f.place) AS place, max(f.vector_points) AS vector_points
+              FROM (SELECT w.memory_number, w.place, 0::double precision AS vector_points FROM by_words w WHERE w.place IS NOT NULL
+                    UNION ALL
+                    SELECT v.memory_number, NULL, v.points FROM by_vector v) AS f
+              GROUP BY f.memory_number) AS c
+        CROSS JOIN LATERAL (
+            SELECT x.session_id, x.turn, agent_private.is_question(x.content) AS asked FROM public.agent_memory x
+            WHERE x.memory_number = c.memory_number AND x.tenant_id = tenant AND x.scope = the_scope AND x.owner_id = the_owner
+            LIMIT 1  -- a look-up per candidate, whatever the planner believes of tables that nobody has analyzed yet
+        ) AS m
+        WHERE m.turn IS NOT NULL
+    ), shares AS (
+        SELECT * FROM (VALUES (-2, rules.near, rules.vector_near), (-1, rules.beside, rules.vector_beside), (0, 1, 1),
+                              (1, rules.beside, rules.vector_beside), (2, rules.near, rules.vector_near)) AS s (step, words, vector)
+    ), around AS (  -- the cubic mean of a word's points: near the largest, and more for more
+        SELECT x.place, sum(x.points) AS points
+        FROM (SELECT e.place + s.step AS place, h.word,
+                     cbrt(sum((h.points * CASE WHEN s.step = 1 AND e.asked THEN rules.answer ELSE s.words END) ^ 3)) AS points
+              FROM heard e JOIN hits h ON h.memory_number = e.memory_number CROSS JOIN shares s
+              GROUP BY e.place + s.step, h.word) AS x
+        GROUP BY x.place
+    ), around_vector AS (
+        SELECT e.place + s.step AS place,
+               sum(e.vector_points * CASE WHEN s.step = 1 AND e.asked THEN rules.vector_answer ELSE s.vector END) AS points
+        FROM heard e CROSS JOIN shares s
+        WHERE e.vector_points > 0
+        GROUP BY e.place + s.step
+    ), said AS MATERIALIZED (
+        SELECT h.place >> 20 AS session, h.word, sum(h.occurrences) AS occurrences, max(h.place & 1048575)::double precision AS turns
+        FROM hits h WHERE h.place IS NOT NULL GROUP BY h.place >> 20, h.word
+    ), sessions AS (  -- BM25 of sessions, as long as their last turn with a word of the question
+        SELECT s.session, sum(w.weight * s.occurrences / (s.occurrences + rules.session_saturation
+                   * (1 - rules.session_length_share + rules.session_length_share * l.turns / l.mean_turns))) AS points
+        FROM said s
+        JOIN (SELECT x.session, max(x.turns) AS turns, avg(max(x.turns)) OVER () AS mean_turns, count(*) OVER () AS sessions
+              FROM said x GROUP BY x.session) AS l ON l.session = s.session
+        JOIN (SELECT x.word, count(*) AS frequency,
+                     ln(1 + (max(a.sessions) - count(*) + 0.5::double precision) / (count(*) + 0.5::double precision)) AS weight
+              FROM said x CROSS JOIN (SELECT count(DISTINCT y.session) AS sessions FROM said y) AS a
+              GROUP BY x.word) AS w ON w.word = s.word
+        GROUP BY s.session
     ), newest AS (
         SELECT m.memory_number
         FROM public.agent_memory m
@@ -66,46 +143,87 @@ BEGIN
           AND NOT (m.kind = 'conversation' AND agent_private.is_question(m.content))
         -- To fill up what words leave free; a few always, for the newest may matter more than the last of many words.
         ORDER BY m.memory_number DESC LIMIT (SELECT greatest(10, least(50, memory_limit - count(*))) FROM by_words)
-    ), candidates AS (
-        SELECT c.memory_number, c.word_points, c.vector_points, c.word_rank, c.vector_rank, percent_rank() OVER (ORDER BY c.memory_number) AS newness
-        FROM (SELECT f.memory_number, max(f.word_points) AS word_points, max(f.vector_points) AS vector_points,
-                     max(f.word_rank) AS word_rank, max(f.vector_rank) AS vector_rank
-              FROM (SELECT w.memory_number, coalesce(w.points / nullif((SELECT max(x.points) FROM by_words x), 0), 0) AS word_points,
-                           0::double precision AS vector_points, w.rank AS word_rank, NULL::integer AS vector_rank
-                    FROM by_words w
-                    UNION ALL
-                    SELECT v.memory_number, 0, coalesce(greatest(v.points, 0) / nullif((SELECT max(x.points) FROM by_vector x), 0), 0), NULL, v.rank
-                    FROM by_vector v
-                    UNION ALL
-                    SELECT n.memory_number, 0, 0, NULL, NULL FROM newest n) AS f
-              GROUP BY f.memory_number) AS c
-    ), best AS (
-        SELECT m.memory_id, m.version, m.store, m.kind, m.content, m.trust, m.tags, m.speaker, m.session_id, m.turn,
-               m.recorded_at, m.valid_from, c.word_points, c.vector_points, c.word_rank, c.vector_rank, c.word_points + c.vector_points + 0.1::double precision * c.newness
-                   - CASE WHEN m.kind = 'conversation' AND agent_private.is_question(m.content)
-                          THEN 0.3::double precision ELSE 0 END AS points,
-               c.memory_number
+    ), candidates AS (  -- what is no turn by its number, turns by their place, with the number of those found themselves
+        SELECT max(c.memory_number) AS memory_number, c.place, max(c.word_points) AS word_points, max(c.vector_points) AS vector_points
+        FROM (SELECT w.memory_number, NULL::bigint AS place, w.points AS word_points, 0::double precision AS vector_points
+              FROM by_words w WHERE w.place IS NULL
+              UNION ALL
+              SELECT v.memory_number, NULL, 0, v.points FROM by_vector v
+              WHERE NOT EXISTS (SELECT FROM heard e WHERE e.memory_number = v.memory_number)
+              UNION ALL
+              SELECT n.memory_number, NULL, 0, 0 FROM newest n
+              UNION ALL
+              SELECT NULL, a.place, a.points, 0 FROM around a
+              UNION ALL
+              SELECT NULL, a.place, 0, a.points FROM around_vector a
+              UNION ALL
+              SELECT e.memory_number, e.place, 0, 0 FROM heard e) AS c
+        GROUP BY coalesce(c.place, -c.memory_number), c.place
+    ), weighed AS MATERIALIZED (
+        SELECT c.memory_number, c.place, c.word_points / b.words AS word_points, coalesce(s.points / b.session, 0) AS session_points,
+               c.vector_points / b.vector AS vector_points,
+               c.word_points / b.words * least(1, b.words / all_weights) ^ rules.certainty
+                   + coalesce(s.points / b.session, 0) * rules.session + c.vector_points * rules.vector AS points
         FROM candidates c
+        CROSS JOIN (SELECT coalesce(nullif(max(x.word_points), 0), 1) AS words, coalesce(nullif(max(x.vector_points), 0), 1) AS vector,
+                           (SELECT coalesce(nullif(max(y.points), 0), 1) FROM sessions y) AS session
+                    FROM candidates x) AS b
+        LEFT JOIN sessions s ON s.session = c.place >> 20
+        ORDER BY points DESC, c.memory_number DESC LIMIT 250
+    ), found AS MATERIALIZED (
+        SELECT m.*, w.place AS stands, w.word_points, w.session_points, w.vector_points, w.points
+        FROM weighed w
         CROSS JOIN LATERAL (
             SELECT * FROM public.agent_memory x
-            WHERE x.memory_number = c.memory_number
-              AND x.tenant_id = tenant AND x.scope = the_scope AND x.owner_id = the_owner
+            WHERE x.memory_number = w.memory_number AND x.tenant_id = tenant AND x.scope = the_scope AND x.owner_id = the_owner
               AND x.trust <> 'external' AND agent_private.fits(x, filters, as_of)
               AND (x.session_id IS NULL OR x.session_id <> coalesce(session_now, ''))
-            LIMIT 1  -- a look-up per candidate, whatever the planner believes of tables that nobody has analyzed yet
+            LIMIT 1
         ) AS m
-        ORDER BY points DESC, c.memory_number DESC
+        WHERE w.memory_number IS NOT NULL
+        UNION ALL
+        SELECT m.*, w.place, w.word_points, w.session_points, w.vector_points, w.points
+        FROM weighed w
+        JOIN (SELECT e.place >> 20 AS session, min(e.session_id) AS session_id FROM heard e GROUP BY e.place >> 20) AS s
+          ON w.memory_number IS NULL AND s.session = w.place >> 20 AND s.session_id <> coalesce(session_now, '')
+        CROSS JOIN LATERAL (
+            SELECT * FROM public.agent_memory x
+            WHERE x.tenant_id = tenant AND x.scope = the_scope AND x.owner_id = the_owner
+              AND x.session_id = s.session_id AND x.turn = (w.place & 1048575)::integer AND x.superseded_at IS NULL
+              AND x.trust <> 'external' AND agent_private.fits(x, filters, as_of)
+            LIMIT 1
+        ) AS m
+    ), named AS (
+        SELECT s.speaker FROM (SELECT DISTINCT f.speaker FROM found f WHERE f.speaker IS NOT NULL) AS s
+        WHERE EXISTS (SELECT FROM agent_private.lexemes(s.speaker, agent_private.text_language()) l WHERE l.lexeme = ANY (words))
+    ), scored AS (
+        SELECT f.*, f.points + CASE WHEN n.speaker IS NULL THEN 0 ELSE rules.speaker END
+               - CASE WHEN (f.turn IS NOT NULL OR f.kind = 'conversation') AND agent_private.is_question(f.content) THEN rules.asked ELSE 0 END
+               + percent_rank() OVER (ORDER BY f.valid_from, f.memory_number)
+                 * CASE WHEN f.turn IS NULL THEN rules.newness ELSE rules.newness_of_turns END AS sum_of_points,
+               rank() OVER (ORDER BY f.word_points DESC) AS word_rank, rank() OVER (ORDER BY f.session_points DESC) AS session_rank,
+               rank() OVER (ORDER BY f.vector_points DESC) AS vector_rank
+        FROM found f LEFT JOIN named n ON n.speaker = f.speaker
+    ), best AS (
+        SELECT s.*, s.sum_of_points - CASE
+                   WHEN (lag(s.stands) OVER standing = s.stands - 1 AND lag(s.sum_of_points) OVER standing > s.sum_of_points)
+                        OR (lead(s.stands) OVER standing = s.stands + 1 AND lead(s.sum_of_points) OVER standing > s.sum_of_points)
+                   THEN rules.shadow ELSE 0 END AS final_points
+        FROM scored s
+        WINDOW standing AS (ORDER BY s.stands)
+        ORDER BY final_points DESC, s.memory_number DESC
         LIMIT least(memory_limit, 200)
     )
     SELECT b.memory_id, b.version, b.store, b.kind, b.content, b.trust, b.tags, b.speaker, b.session_id, b.turn,
-           b.recorded_at, b.valid_from, b.points,
-           CASE WHEN b.word_rank IS NULL AND b.vector_rank IS NULL THEN '{}'
-                ELSE array_remove(ARRAY[CASE WHEN b.word_rank IS NOT NULL THEN 'words' END,
-                                        CASE WHEN b.vector_rank IS NOT NULL THEN 'vector' END], NULL) END,
-           array_remove(ARRAY[b.word_rank, b.vector_rank], NULL),
-           array_remove(ARRAY[CASE WHEN b.word_rank IS NOT NULL THEN b.word_points END,
-                              CASE WHEN b.vector_rank IS NOT NULL THEN b.vector_points END], NULL),
-           row_number() OVER (ORDER BY b.points DESC, b.memory_number DESC)
-    FROM best b;
+           b.recorded_at, b.valid_from, b.final_points, l.lists, l.ranks, l.scores,
+           row_number() OVER (ORDER BY b.final_points DESC, b.memory_number DESC)
+    FROM best b
+    CROSS JOIN LATERAL (
+        SELECT coalesce(array_agg(x.list), '{}') AS lists, coalesce(array_agg(x.rank::integer), '{}') AS ranks,
+               coalesce(array_agg(x.points), '{}') AS scores
+        FROM (VALUES ('words', b.word_rank, b.word_points), ('session', b.session_rank, b.session_points),
+                     ('vector', b.vector_rank, b.vector_points)) AS x (list, rank, points)
+        WHERE x.points > 0
+    ) AS l;
 END
 $$;
