@@ -82,13 +82,13 @@ def score(probes: Sequence[Probe], search: Search) -> Score:
 def collections(*, quick: bool) -> Iterator[Collection]:
     """Everything that is asked for."""
     messages = QUICK_CHAT_MESSAGES if quick else LONG_CHAT_MESSAGES
-    memories = 2_000 if quick else 10_000
+    memories = 2_000 if quick else 6_000
     yield updates(memories, name="knowledge updates, in memories")
     yield updates(memories // 2, name="knowledge updates, in messages", as_messages=True)
     yield updates(memories, name="knowledge updates, only the name in common", in_other_words=True)
     yield long_chat(messages, NEEDLES, name="a few statements in a long chat")
-    yield long_chat(messages // 2, ONE_WORD, name="one word in common")
-    yield captions(messages // 2)
+    yield long_chat(messages // 4, ONE_WORD, name="one word in common")
+    yield captions(messages // 4)
     for language in LANGUAGES:
         yield short_texts(language, 1_000)
 
