@@ -288,10 +288,12 @@ END
 $$;
 
 -- The postings of a question's words in one scope, words by their place in the list: rarest first, with their frequencies, as
--- question_words gives them. Complete where the scope has at most 10,000 memories or the words at most 20,000 postings.
--- Above that: all postings of the rarest words; of the common ones the 500 that say most, and those of the 1,000 memories
--- that the rare ones and these speak for. Only what fits the filters and was believed as_of; then of a common word what fits
--- among the 50,000 postings that say most. Leans on agent_memory_term_best and on the primary key; locks nothing.
+-- question_words gives them. Complete where the scope has at most 10,000 memories, or the words at most 8,000 postings.
+-- Above that the rarest words of up to 8,000 postings (the rarest: its best 20,000) and the best 500 of each other word say which memories are looked at;
+-- of other words with up to 60,000 postings together the lists are read, and the postings of the commonest are looked up,
+-- for the 1,000 memories that the words speak for most; of turns beside these, what the rarest words and the lists had.
+-- Only what fits the filters and was believed as_of; then the best 500 of a common word are sought among its best 50,000.
+-- Leans on agent_memory_term_best and on the primary key; locks nothing.
 CREATE FUNCTION agent_private.word_hits(
     the_scope text, the_owner text, words text[], frequencies double precision[], memories double precision,
     filters jsonb DEFAULT '{}', as_of timestamptz DEFAULT NULL)
@@ -306,15 +308,20 @@ DECLARE
     turns_wanted boolean := CASE WHEN stores IS NULL THEN NULL WHEN stores <@ '["conversation"]' THEN true
                                  WHEN NOT stores ? 'conversation' THEN false END;
     -- Which store it is of, a posting tells by its place, but for stores that no turn is of.
-    is_looked_up boolean := as_of IS NOT NULL OR filters - 'stores' <> '{}' OR (stores - 'user_memory' - 'conversation') <> '[]'
-                            OR (the_scope = 'tenant' AND stores IS NOT NULL);
-    whole integer := cardinality(words);
+    is_looked_up boolean := as_of IS NOT NULL OR filters - 'stores' <> '{}'
+                            OR coalesce(the_scope = 'tenant' OR (stores - 'user_memory' - 'conversation') <> '[]', false) AND stores IS NOT NULL;
+    never constant boolean := false;  -- makes of an IN a look into a hash table, whatever the planner expects to be in it
+    word_limit integer := cardinality(words);
+    whole integer := word_limit;  -- so many of the rarest words are read in full,
+    listed integer := word_limit;  -- and so many for the memories that these speak for
+    weights double precision[];
 BEGIN
     IF memories > 10000 THEN
-        SELECT count(*) FILTER (WHERE f.postings <= 20000) INTO whole
-        FROM (SELECT sum(u.frequency) OVER (ORDER BY u.at) AS postings FROM unnest(frequencies) WITH ORDINALITY AS u (frequency, at)) AS f;
+        SELECT count(*) FILTER (WHERE f.postings <= 8000 OR f.at = 1), count(*) FILTER (WHERE f.postings <= 60000 OR f.at = 1)
+        INTO whole, listed
+        FROM (SELECT u.at, sum(u.frequency) OVER (ORDER BY u.at) AS postings FROM unnest(frequencies) WITH ORDINALITY AS u (frequency, at)) AS f;
     END IF;
-    IF whole = cardinality(words) AND NOT is_looked_up THEN
+    IF whole = word_limit AND frequencies[1] <= 20000 AND NOT is_looked_up THEN
         RETURN QUERY
         SELECT t.memory_number, t.place, w.at::integer, t.occurrences, t.word_count
         FROM unnest(words) WITH ORDINALITY AS w (lexeme, at)
@@ -326,22 +333,19 @@ BEGIN
         ) AS t;
         RETURN;
     END IF;
+    weights := ARRAY(SELECT ln(1 + memories / (u.frequency + 1)) FROM unnest(frequencies) WITH ORDINALITY AS u (frequency, at) ORDER BY u.at);
     RETURN QUERY
-    WITH listed AS MATERIALIZED (
+    WITH rare AS MATERIALIZED (
         SELECT t.memory_number, t.place, w.at::integer AS word, t.occurrences, t.word_count
-        FROM unnest(words) WITH ORDINALITY AS w (lexeme, at)
+        FROM unnest(words[:whole]) WITH ORDINALITY AS w (lexeme, at)
         CROSS JOIN LATERAL (
-            SELECT y.* FROM (
-                SELECT x.memory_number, x.place, x.occurrences, x.word_count FROM public.agent_memory_term x
-                WHERE x.tenant_id = tenant AND x.scope = the_scope AND x.owner_id = the_owner AND x.lexeme = w.lexeme
-                  AND (turns_wanted IS NULL OR turns_wanted = (x.place IS NOT NULL))
-                ORDER BY x.impact DESC, x.memory_number DESC
-                LIMIT CASE WHEN w.at <= whole THEN NULL WHEN is_looked_up THEN 50000 ELSE 500 END
-            ) AS y
-            WHERE NOT is_looked_up OR EXISTS (
-                SELECT FROM public.agent_memory m WHERE m.memory_number = y.memory_number AND agent_private.fits(m, filters, as_of) OFFSET 0)
-            LIMIT CASE WHEN w.at > whole THEN 500 END
+            SELECT x.memory_number, x.place, x.occurrences, x.word_count FROM public.agent_memory_term x
+            WHERE x.tenant_id = tenant AND x.scope = the_scope AND x.owner_id = the_owner AND x.lexeme = w.lexeme
+              AND (turns_wanted IS NULL OR turns_wanted = (x.place IS NOT NULL))
+            ORDER BY x.impact DESC, x.memory_number DESC LIMIT CASE WHEN is_looked_up THEN 50000 ELSE 20000 END
         ) AS t
+        WHERE NOT is_looked_up OR EXISTS (
+            SELECT FROM public.agent_memory m WHERE m.memory_number = t.memory_number AND agent_private.fits(m, filters, as_of) OFFSET 0)
     ), past AS (
         SELECT t.memory_number, t.place, w.at::integer AS word, t.occurrences, t.word_count
         FROM unnest(words) WITH ORDINALITY AS w (lexeme, at)
@@ -352,26 +356,57 @@ BEGIN
         ) AS t
         WHERE as_of IS NOT NULL AND EXISTS (
             SELECT FROM public.agent_memory m WHERE m.memory_number = t.memory_number AND agent_private.fits(m, filters, as_of) OFFSET 0)
-    ), spoken_for AS (
-        SELECT l.memory_number
-        FROM listed l
-        WHERE whole < cardinality(words)
-        GROUP BY l.memory_number
-        ORDER BY sum(ln(1 + memories / (frequencies[l.word] + 1)) * l.occurrences / (l.occurrences + 0.3::double precision + 0.045::double precision * l.word_count)) DESC
+    ), best AS MATERIALIZED (
+        SELECT t.memory_number, t.place, w.at::integer AS word, t.occurrences, t.word_count
+        FROM unnest(words) WITH ORDINALITY AS w (lexeme, at)
+        CROSS JOIN LATERAL (
+            SELECT y.* FROM (
+                SELECT x.memory_number, x.place, x.occurrences, x.word_count FROM public.agent_memory_term x
+                WHERE x.tenant_id = tenant AND x.scope = the_scope AND x.owner_id = the_owner AND x.lexeme = w.lexeme
+                  AND (turns_wanted IS NULL OR turns_wanted = (x.place IS NOT NULL))
+                ORDER BY x.impact DESC, x.memory_number DESC LIMIT CASE WHEN is_looked_up THEN 50000 ELSE 500 END
+            ) AS y
+            WHERE NOT is_looked_up OR EXISTS (
+                SELECT FROM public.agent_memory m WHERE m.memory_number = y.memory_number AND agent_private.fits(m, filters, as_of) OFFSET 0)
+            LIMIT 500
+        ) AS t
+        WHERE w.at > whole
+    ), looked_at AS MATERIALIZED (
+        SELECT r.memory_number FROM rare r WHERE whole < word_limit
+        UNION
+        SELECT b.memory_number FROM best b
+    ), lists AS MATERIALIZED (
+        SELECT t.memory_number, t.place, w.at::integer AS word, t.occurrences, t.word_count
+        FROM unnest(words[:listed]) WITH ORDINALITY AS w (lexeme, at)
+        CROSS JOIN LATERAL (
+            SELECT x.memory_number, x.place, x.occurrences, x.word_count FROM public.agent_memory_term x
+            WHERE x.tenant_id = tenant AND x.scope = the_scope AND x.owner_id = the_owner AND x.lexeme = w.lexeme
+              AND (never OR x.memory_number IN (SELECT l.memory_number FROM looked_at l))
+            ORDER BY x.impact DESC OFFSET 0
+        ) AS t
+        WHERE w.at > whole
+    ), spoken_for AS MATERIALIZED (
+        SELECT x.memory_number, min(x.place) AS place
+        FROM (SELECT * FROM rare UNION ALL SELECT * FROM lists UNION ALL SELECT * FROM best b WHERE b.word > listed) AS x
+        WHERE whole < word_limit
+        GROUP BY x.memory_number
+        ORDER BY sum(weights[x.word] * x.occurrences / (x.occurrences + 0.3::double precision + 0.045::double precision * x.word_count)) DESC
         LIMIT 1000
+    ), beside AS MATERIALIZED (
+        SELECT s.place + d AS place FROM spoken_for s, generate_series(-2, 2) AS d WHERE s.place IS NOT NULL
     )
-    SELECT l.* FROM listed l WHERE l.word <= whole
+    SELECT x.* FROM (SELECT * FROM rare UNION ALL SELECT * FROM lists) AS x
+    WHERE whole = word_limit OR x.memory_number IN (SELECT s.memory_number FROM spoken_for s) OR x.place IN (SELECT b.place FROM beside b)
     UNION ALL
     SELECT p.* FROM past p
     UNION ALL
-    (SELECT l.* FROM listed l WHERE l.word > whole
-     UNION
-     SELECT t.memory_number, t.place, array_position(words, t.lexeme), t.occurrences, t.word_count
-     FROM spoken_for c
-     CROSS JOIN LATERAL (
-         SELECT x.* FROM public.agent_memory_term x
-         WHERE x.memory_number = c.memory_number AND x.lexeme = ANY (words[whole + 1:])
-           AND x.tenant_id = tenant AND x.scope = the_scope AND x.owner_id = the_owner OFFSET 0
-     ) AS t);
+    SELECT t.memory_number, t.place, array_position(words, t.lexeme), t.occurrences, t.word_count
+    FROM spoken_for s
+    CROSS JOIN LATERAL (
+        SELECT x.* FROM public.agent_memory_term x
+        WHERE x.memory_number = s.memory_number AND x.lexeme = ANY (words[listed + 1:])
+          AND x.tenant_id = tenant AND x.scope = the_scope AND x.owner_id = the_owner OFFSET 0
+    ) AS t
+    WHERE listed < word_limit;
 END
 $$;

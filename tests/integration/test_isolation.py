@@ -8,6 +8,7 @@ import secrets
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString
 from urllib.parse import urlsplit, urlunsplit
 
@@ -571,6 +572,7 @@ async def test_no_random_operation_ever_gives_a_row_of_somebody_else(
     ]
     memory_ids: list[str] = [SOME_ID]
     run_ids: list[str] = ["r0"]
+    began = datetime.now(UTC)
     answered = 0
 
     def mark(person: Identity) -> str:
@@ -587,7 +589,20 @@ async def test_no_random_operation_ever_gives_a_row_of_somebody_else(
         if chance.random() < 0.3:
             made["memory_id"] = chance.choice(memory_ids)
         made["evidence"] = [{"run_id": chance.choice(run_ids), "quote": mark(person)}]
+        made["tags"] = chance.choice([[], ["home"], ["home", "work"]])
         return made
+
+    def turn(person: Identity) -> dict[str, Any]:
+        where = {"session_id": chance.choice(["s0", "s1"]), "turn": chance.randint(1, 6)}
+        return {"store": "conversation", "content": text(person), "speaker": mark(person)} | where
+
+    def wanted() -> dict[str, Any]:
+        filters = chance.choice([
+            {}, {}, {"stores": ["conversation"]}, {"tags": ["home"]}, {"session_id": "s1"}, {"trust": ["user"]},
+            {"kinds": ["", "user"], "until": "2100-01-01"}, {"since": "2000-01-01", "stores": ["user_memory"]},
+        ])  # fmt: skip
+        as_of = chance.choice([None, None, began + timedelta(seconds=chance.random() * 10)])
+        return {"filters": filters, "as_of": as_of}
 
     def operation(person: Identity) -> tuple[str, dict[str, Any]]:
         any_memory, any_run = chance.choice(memory_ids), chance.choice(run_ids)
@@ -605,7 +620,11 @@ async def test_no_random_operation_ever_gives_a_row_of_somebody_else(
             ("upsert_learnings", {"learnings": [learning(person) | {"action": "retire", "memory_id": any_memory}]}),
             ("record_run", {"run": run}),
             ("recall_context", {"question": question, **vector}),
+            ("upsert_learning", {"learning": turn(person)}),
+            ("upsert_learnings", {"learnings": [turn(person), learning(person)]}),
+            ("recall_context", {"question": question, "stores": ["user_memory", "conversation"]}),
             ("match_memories", {"question": question, "memory_limit": 50, **vector}),
+            ("match_memories", {"question": question, "memory_limit": 50, **vector, **wanted()}),
             ("get_learning", {"the_memory_id": any_memory}),
             ("get_learnings", {"wanted": chance.choice([{}, {"store": "user_memory"}, {"session_id": "s1"}])}),
             ("pending_learning", {}),

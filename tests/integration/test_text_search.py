@@ -3,18 +3,24 @@
 
 from __future__ import annotations
 
+import random
+import string
 from collections.abc import AsyncIterator
 from typing import Any
 
+import psycopg
 import pytest
 
 from agent import Identity
 from agent.database.postgres import PostgresDatabase
 from agent.errors import InvalidLearning
+from agent.learning.semantic_search import SemanticSearch
+from agent.portal import portal
 from agent.testing.throwaway import ThrowawayDatabase
 from tests.integration.rows import counted_scopes, memory, recounted_scopes, rows, value
 
 ADA = Identity(user_id="ada", session_id="s1")
+BOB = Identity(user_id="bob", session_id="s1")
 
 
 @pytest.fixture
@@ -369,3 +375,90 @@ async def test_a_filter_that_keeps_little_of_a_large_scope_still_gets_its_best(
     )
     exact = await database.call("match_memories", ADA, question="common word number 7777", memory_limit=1)
     assert exact[0]["content"] == "common word number 7777"
+
+
+# Bad input
+
+_QUERIES = [
+    "",
+    " \n\t",
+    "the of and",
+    "🦑🦑 🎻",
+    "\u200b\u0301",
+    "q" * 100_000,
+    "tea " * 25_000,
+    "茶" * 33_000,
+    "tea & !rome | (cello <-> billing:*)",
+    "'; DROP TABLE agent_memory; --",
+    '"tea\'s \\" %s {0} $1 :name',
+    "\\u0000 \\",
+    "tea\x00rome",
+    "\ud800tea",
+    "Что? 何？ מה?",
+    "﷽" * 500,
+    "a" * 99 + "é" * 99,
+    "\x01\x02\x1f\x7f",
+    "http://example.com/?q=tea&x=<b> user@example.com -1.5e10",
+]
+
+
+@pytest.mark.parametrize("function", ["match_memories", "recall_context"])
+async def test_any_question_gives_a_list_of_ones_own(database: PostgresDatabase, function: str) -> None:
+    await database.call("upsert_learning", ADA, learning=memory("Ada likes tea and Rome"))
+    await database.call("upsert_learning", BOB, learning=memory("Bob likes tea and Rome"))
+    for question in _QUERIES:
+        for vector in ({}, {"question_embedding": "[1,2,3]", "embedding_model": "other"}):
+            answer = await database.call(function, ADA, question=question, **vector)
+            found = answer if isinstance(answer, list) else answer["memories"]
+            assert {hit["content"] for hit in found} <= {"Ada likes tea and Rome"}, question[:40]
+    assert len(await database.call("match_memories", ADA, question="tea\x00 'Rome' & |!")) == 1
+
+
+def test_any_question_gives_a_list_over_the_sync_door_too(learning_database: ThrowawayDatabase) -> None:
+    search = SemanticSearch(settings=learning_database.settings)
+    database = PostgresDatabase(learning_database.url)
+    for person, text in ((ADA, "Ada likes tea"), (BOB, "Bob likes tea")):
+        portal().run_sync(database.call("upsert_learning", person, learning=memory(text)))
+    for question in _QUERIES:
+        found = search.search_memories_sync(question, identity=ADA)
+        assert {hit["content"] for hit in found} <= {"Ada likes tea"}, question[:40]
+        assert "Bob" not in search.get_relevant_context_sync(question, identity=ADA)
+    assert [hit["content"] for hit in search.search_memories_sync("tea & !", identity=ADA)] == [
+        "Ada likes tea"
+    ]
+    portal().run_sync(database.close())
+
+
+def test_any_text_has_words_each_of_them_once(learning_database: ThrowawayDatabase) -> None:
+    alphabet = (
+        string.printable
+        + "éüßñçÅøİıſ"
+        + "абвгёйъ"
+        + "אבגדהושלם\u05b0"
+        + "ابتثجةى\u064b\u0640"
+        + "αβγς"
+        + "中文字典猫日本語カナひらがな"
+        "한국어"
+        + "ไทยภาษา"
+        + "हिन्दी"
+        + "🐈👍🏽❤️🇮🇹"
+        + "“”—…、。・"
+        + "\u200b\u200d\ufe0f\u0301\u00ad"
+        + "ﬁ①ｋＡ½"
+    )
+    chance = random.Random(5)
+    texts = sorted({"".join(chance.choices(alphabet, k=chance.randint(1, 60))) for _ in range(3000)})
+    with psycopg.connect(learning_database.url) as connection:
+        for language in ("english", "german", "simple", "serbian"):
+            found = connection.execute(
+                """
+                SELECT t, l.lexeme, l.occurrences FROM unnest(%s::text[]) AS t
+                LEFT JOIN LATERAL agent_private.lexemes(t, %s) AS l ON true
+                """,
+                (texts, language),
+            ).fetchall()
+            words = [(lexeme, times) for _, lexeme, times in found if lexeme is not None]
+            assert all(0 < len(lexeme) <= 100 and times > 0 for lexeme, times in words)
+            assert len(words) > len(texts)
+            pairs = [(text, lexeme) for text, lexeme, _ in found if lexeme is not None]
+            assert len(set(pairs)) == len(pairs), "each word of a text once"
