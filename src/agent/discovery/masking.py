@@ -13,6 +13,7 @@ from agent.discovery.formats import is_card_number, is_iban
 from agent.discovery.personal_data import looks_secret
 
 _CHARACTERS_MAX: Final = 4_000
+_ROUNDS_MAX: Final = 20  # what is masked may show a value beside it
 _SECRET_TEXT: Final = re.compile(
     r"-----BEGIN .*?(?:-----END [^-]*-----|\Z)"
     r"|(?<=bearer )[\w.~+/=-]{8,}"
@@ -37,7 +38,18 @@ _EXPRESSIONS: Final = frozenset(
 
 
 def masked(text: str) -> str:
-    """The first 4,000 characters with `<key>`, `<email>`, `<phone>` and `<number>` in place of such values."""
+    """The first 4,000 characters with `<key>`, `<email>`, `<phone>` and `<number>` in place of such values.
+
+    What is masked stays as it is when it is masked again.
+    """
+    for _ in range(_ROUNDS_MAX):
+        before, text = text, _masked_once(text)
+        if text == before:
+            break
+    return text
+
+
+def _masked_once(text: str) -> str:
     text = _SECRET_TEXT.sub("<key>", text[:_CHARACTERS_MAX])
     text = _SAID.sub(r"\1\2<key>", text)
     text = _WORD.sub(lambda word: "<key>" if looks_secret(word[0]) else word[0], text)
