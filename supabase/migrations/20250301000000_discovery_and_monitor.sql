@@ -937,6 +937,11 @@ CREATE UNIQUE INDEX learning_analytics_one_at_a_time ON public.learning_analytic
 -- Curating finds what is no longer valid without reading all memories.
 CREATE INDEX agent_memory_by_end ON public.agent_memory (tenant_id, valid_to) WHERE superseded_at IS NULL AND valid_to IS NOT NULL;
 
+-- Curating looks for doubles only where something was written since it last looked.
+ALTER TABLE public.agent_scope ADD COLUMN curated_version bigint NOT NULL DEFAULT 0;
+COMMENT ON COLUMN public.agent_scope.curated_version IS 'The version that was looked through for doubles.';
+CREATE INDEX agent_scope_to_curate ON public.agent_scope (tenant_id, scope, owner_id) WHERE version > curated_version;
+
 SELECT agent_private.guard(t) FROM unnest(ARRAY[
     'public.agent_tick', 'public.agent_clock', 'public.learning_analytics']::regclass[]) AS t;
 
@@ -1496,9 +1501,11 @@ BEGIN
 END
 $$;
 
--- Retire what a tenant's memories need no more, at most row_limit of each: past its end; said by another memory of the
--- same owner and store in the same words; above limits ({store: greatest number}), the oldest first. Nothing is deleted.
--- Returns {expired, duplicates, over_limit}. Locks the owners one after the other.
+-- Retire what a tenant's memories need no more: past its end, at most row_limit; said by another memory of the same owner
+-- and store in the same words; above limits ({store: greatest number}), the oldest first. Nothing is deleted.
+-- For doubles at most row_limit owners are looked through whose memories changed since they were last: a double begins with
+-- something that is written. Leans on agent_memory_by_end, agent_scope_to_curate, agent_memory_one_answer_per_field and
+-- agent_memory_no_duplicate_text. Returns {expired, duplicates, over_limit}. Locks the owners one after the other.
 CREATE FUNCTION public.curate_memories(identity jsonb, limits jsonb, row_limit integer)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
@@ -1509,6 +1516,7 @@ DECLARE
     tenant text;
     due record;
     target public.agent_memory;
+    changed public.agent_scope[];
     expired integer := 0;
     duplicates integer := 0;
     over_limit integer := 0;
@@ -1520,6 +1528,9 @@ BEGIN
         PERFORM agent_private.refuse('PT403', 'the learner needs a tenant');
     END IF;
     tenant := current_setting('agent.tenant_id');
+    SELECT coalesce(array_agg(s), '{}') INTO changed
+    FROM (SELECT * FROM public.agent_scope o WHERE o.tenant_id = tenant AND o.version > o.curated_version
+          ORDER BY o.scope, o.owner_id LIMIT row_limit) AS s;
     FOR due IN
         SELECT x.scope, x.owner_id, array_agg(x.memory_id) AS ids, array_agg(x.reason) AS reasons
         FROM (
@@ -1528,14 +1539,14 @@ BEGIN
              ORDER BY m.valid_to LIMIT row_limit)
             UNION ALL
             -- Equal texts without a field cannot both be current: one of the two has a field and stays.
-            (SELECT m.scope, m.owner_id, m.memory_id, 'duplicate' FROM public.agent_memory m
-             WHERE m.tenant_id = tenant AND m.superseded_at IS NULL AND m.field IS NULL
-               AND (m.valid_to IS NULL OR m.valid_to > clock_timestamp())
-               AND EXISTS (SELECT FROM public.agent_memory o
-                           WHERE o.tenant_id = tenant AND o.scope = m.scope AND o.owner_id = m.owner_id AND o.store = m.store
-                             AND o.superseded_at IS NULL AND o.field IS NOT NULL AND o.content_hash = m.content_hash
-                             AND coalesce(o.session_id, '') = coalesce(m.session_id, ''))
-             ORDER BY m.memory_number LIMIT row_limit)) AS x
+            (SELECT DISTINCT m.scope, m.owner_id, m.memory_id, 'duplicate'
+             FROM unnest(changed) AS s
+             JOIN public.agent_memory o ON o.tenant_id = tenant AND o.scope = s.scope AND o.owner_id = s.owner_id
+                 AND o.superseded_at IS NULL AND o.field IS NOT NULL
+             JOIN public.agent_memory m ON m.tenant_id = tenant AND m.scope = s.scope AND m.owner_id = s.owner_id AND m.store = o.store
+                 AND m.content_hash = o.content_hash AND m.superseded_at IS NULL AND m.field IS NULL
+             WHERE coalesce(o.session_id, '') = coalesce(m.session_id, '')
+               AND (m.valid_to IS NULL OR m.valid_to > clock_timestamp()))) AS x
         GROUP BY x.scope, x.owner_id ORDER BY x.scope, x.owner_id
     LOOP
         PERFORM set_config('agent.user_id', CASE due.scope WHEN 'user' THEN due.owner_id ELSE '' END, true),
@@ -1550,6 +1561,10 @@ BEGIN
             duplicates := duplicates + (due.reasons[i] = 'duplicate')::integer;
         END LOOP;
     END LOOP;
+    -- As it was read: what was written meanwhile is looked through the next time.
+    UPDATE public.agent_scope s SET curated_version = c.version
+    FROM unnest(changed) AS c
+    WHERE s.tenant_id = tenant AND s.scope = c.scope AND s.owner_id = c.owner_id;
     FOR due IN
         SELECT s.owner_id, l.key AS store, l.value::integer AS memory_limit
         FROM public.agent_scope s CROSS JOIN LATERAL jsonb_each_text(limits) AS l
@@ -1729,8 +1744,38 @@ COMMENT ON TABLE public.agent_tool_condition IS 'Conditions of calls that failed
 COMMENT ON COLUMN public.agent_tool_condition.opened IS 'The words with a value: empty until runs of two people had it, and always where it looks personal.';
 COMMENT ON COLUMN public.agent_tool_condition.contributor IS 'Hash of whose run had it first; empty once somebody else had it too.';
 
+CREATE TABLE public.agent_tool_mark (
+    tenant_id text PRIMARY KEY CHECK (tenant_id <> ''),
+    counted_until timestamptz NOT NULL
+);
+COMMENT ON TABLE public.agent_tool_mark IS 'Runs of the tenant that were recorded before this are counted, except those of agent_tool_recount.';
+
+CREATE TABLE public.agent_tool_recount (
+    tenant_id text NOT NULL,
+    run_id text NOT NULL,
+    PRIMARY KEY (tenant_id, run_id),
+    FOREIGN KEY (tenant_id, run_id) REFERENCES public.agent_run ON DELETE CASCADE
+);
+COMMENT ON TABLE public.agent_tool_recount IS 'Runs that changed after they were recorded: paused ones that ended, retries, logs that were given to a user. Their calls are to be counted, or counted anew.';
+
+-- Note a run that changed. As whoever records it, whose tenant it is.
+CREATE FUNCTION agent_private.note_changed_run()
+RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    INSERT INTO public.agent_tool_recount (tenant_id, run_id) VALUES (NEW.tenant_id, NEW.run_id) ON CONFLICT DO NOTHING;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER note_changed_run AFTER UPDATE OF status, finished_at, user_id ON public.agent_run
+    FOR EACH ROW WHEN (NEW.status <> 'interrupted'
+                       AND (OLD.status, OLD.finished_at, OLD.user_id) IS DISTINCT FROM (NEW.status, NEW.finished_at, NEW.user_id))
+    EXECUTE FUNCTION agent_private.note_changed_run();
+
 SELECT agent_private.guard(t) FROM unnest(ARRAY[
-    'public.agent_tool_run', 'public.agent_tool_call', 'public.agent_tool_error', 'public.agent_tool_weight',
+    'public.agent_tool_mark', 'public.agent_tool_recount', 'public.agent_tool_run', 'public.agent_tool_call', 'public.agent_tool_error', 'public.agent_tool_weight',
     'public.agent_tool_condition']::regclass[]) AS t;
 
 DO $$
@@ -1738,7 +1783,7 @@ DECLARE
     target text;
 BEGIN
     FOREACH target IN ARRAY ARRAY['agent_tool_run', 'agent_tool_call', 'agent_tool_error', 'agent_tool_weight',
-                                  'agent_tool_condition'] LOOP
+                                  'agent_tool_condition', 'agent_tool_mark'] LOOP
         EXECUTE format($policy$
             CREATE POLICY of_the_tenant ON public.%I TO agent_app
             USING (
@@ -1749,6 +1794,10 @@ BEGIN
     END LOOP;
 END
 $$;
+
+-- Whoever records a run notes that it changed; nobody but the learner reads it.
+CREATE POLICY of_the_tenant ON public.agent_tool_recount TO agent_app
+    USING (tenant_id = (SELECT current_setting('agent.tenant_id', true)));
 
 -- Keep learners of one tenant in line until the transaction ends.
 CREATE FUNCTION agent_private.hold_tool_experience(the_tenant text)
@@ -1761,7 +1810,8 @@ $$;
 
 -- Runs whose tool calls are not counted yet, or that changed since, the oldest first, at most 100 and about 8 MB of
 -- messages; `since` leaves out runs that were recorded earlier. Runs at rest only: a paused one comes when it ends.
--- Returns [{run_id, user_id, session_id, status, started_at, finished_at, messages}]. Leans on agent_run_by_time; locks nothing.
+-- Returns [{run_id, user_id, session_id, status, started_at, finished_at, messages}]. Leans on agent_run_by_time, from the first
+-- run on that was not counted the last time, which it keeps where since is NULL, and on agent_tool_recount.
 CREATE FUNCTION public.tool_runs_to_learn(identity jsonb, since timestamptz DEFAULT NULL, run_limit integer DEFAULT 50)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
@@ -1769,30 +1819,50 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous text[];
+    tenant text;
     found jsonb;
+    -- Whoever was recording a run then began a moment before.
+    safely constant timestamptz := clock_timestamp() - interval '5 minutes';
+    begins timestamptz;
+    first_at timestamptz;
 BEGIN
     identity := agent_private.document(identity);
     previous := agent_private.enter(identity, 'tenant');
     IF previous IS NULL THEN
         RETURN '[]';
     END IF;
-    SELECT coalesce(jsonb_agg(to_jsonb(x) - 'size' - 'line' - 'recorded_at' ORDER BY x.recorded_at, x.line, x.run_id), '[]') INTO found
-    FROM (
-        SELECT y.*, sum(y.size) OVER (ORDER BY y.recorded_at, y.line, y.run_id) - y.size AS size_before
-        FROM (
-            SELECT r.run_id, r.user_id, r.session_id, r.status, r.started_at, r.finished_at, r.recorded_at, r.messages,
-                   pg_column_size(r.messages) AS size,
-                   CASE WHEN jsonb_typeof(r.facts -> 'line') = 'number' THEN (r.facts ->> 'line')::numeric END AS line
-            FROM public.agent_run r
-            LEFT JOIN public.agent_tool_run t ON t.tenant_id = r.tenant_id AND t.run_id = r.run_id
-            WHERE r.tenant_id = current_setting('agent.tenant_id') AND r.status <> 'interrupted'
-              AND (tool_runs_to_learn.since IS NULL OR r.recorded_at >= tool_runs_to_learn.since)
-              AND (t.run_id IS NULL OR t.status <> r.status OR t.finished_at <> r.finished_at OR t.user_id IS DISTINCT FROM r.user_id)
-            ORDER BY r.recorded_at, line, r.run_id
-            LIMIT least(run_limit, 100)
-        ) AS y
-    ) AS x
-    WHERE x.size_before < 8 * 1024 * 1024;
+    tenant := current_setting('agent.tenant_id');
+    SELECT least(m.counted_until, safely) INTO begins FROM public.agent_tool_mark m WHERE m.tenant_id = tenant;
+    WITH uncounted AS (
+        (SELECT r.run_id, r.recorded_at, false AS is_changed, CASE WHEN jsonb_typeof(r.facts -> 'line') = 'number' THEN (r.facts ->> 'line')::numeric END AS line
+         FROM public.agent_run r
+         LEFT JOIN public.agent_tool_run t ON t.tenant_id = r.tenant_id AND t.run_id = r.run_id
+         WHERE r.tenant_id = tenant AND r.status <> 'interrupted'
+           AND r.recorded_at >= greatest(coalesce(begins, '-infinity'), coalesce(tool_runs_to_learn.since, '-infinity'))
+           AND (t.run_id IS NULL OR t.status <> r.status OR t.finished_at <> r.finished_at OR t.user_id IS DISTINCT FROM r.user_id)
+         ORDER BY r.recorded_at, line, r.run_id LIMIT least(run_limit, 100))
+        UNION ALL
+        (SELECT r.run_id, r.recorded_at, true, CASE WHEN jsonb_typeof(r.facts -> 'line') = 'number' THEN (r.facts ->> 'line')::numeric END AS line
+         FROM public.agent_tool_recount c
+         JOIN public.agent_run r ON r.tenant_id = c.tenant_id AND r.run_id = c.run_id
+         WHERE c.tenant_id = tenant AND r.status <> 'interrupted' AND r.recorded_at < begins
+           AND (tool_runs_to_learn.since IS NULL OR r.recorded_at >= tool_runs_to_learn.since)
+         ORDER BY r.recorded_at, line, r.run_id LIMIT least(run_limit, 100))
+    ), sized AS (
+        SELECT r.run_id, r.user_id, r.session_id, r.status, r.started_at, r.finished_at, u.recorded_at, r.messages, u.line,
+               sum(pg_column_size(r.messages)) OVER (ORDER BY u.recorded_at, u.line, u.run_id) - pg_column_size(r.messages) AS size_before
+        FROM (SELECT * FROM uncounted n ORDER BY n.recorded_at, n.line, n.run_id LIMIT least(run_limit, 100)) AS u
+        JOIN public.agent_run r ON r.tenant_id = tenant AND r.run_id = u.run_id
+    )
+    SELECT (SELECT coalesce(jsonb_agg(to_jsonb(s) - '{line,recorded_at,size_before}'::text[] ORDER BY s.recorded_at, s.line, s.run_id), '[]')
+            FROM sized s WHERE s.size_before < 8 * 1024 * 1024),
+           (SELECT min(u.recorded_at) FROM uncounted u WHERE NOT u.is_changed)
+    INTO found, first_at;
+    IF tool_runs_to_learn.since IS NULL THEN
+        INSERT INTO public.agent_tool_mark AS m (tenant_id, counted_until) VALUES (tenant, least(first_at, safely))
+        ON CONFLICT ON CONSTRAINT agent_tool_mark_pkey DO UPDATE SET counted_until = excluded.counted_until
+        WHERE m.counted_until < excluded.counted_until;
+    END IF;
     PERFORM agent_private.leave(previous);
     RETURN found;
 END
@@ -1839,6 +1909,12 @@ BEGIN
     END IF;
     tenant := current_setting('agent.tenant_id');
     PERFORM agent_private.hold_tool_experience(tenant);
+    -- Unless it changed once more since it was read.
+    DELETE FROM public.agent_tool_recount c
+    WHERE c.tenant_id = tenant AND c.run_id = run ->> 'run_id'
+      AND EXISTS (SELECT FROM public.agent_run r
+                  WHERE r.tenant_id = tenant AND r.run_id = c.run_id AND r.status = run ->> 'status'
+                    AND r.finished_at = (run ->> 'finished_at')::timestamptz AND r.user_id IS NOT DISTINCT FROM run ->> 'user_id');
     -- It may have been erased, or counted by another learner, since it was read.
     PERFORM FROM public.agent_run r
     WHERE r.tenant_id = tenant AND r.run_id = run ->> 'run_id' AND r.user_id IS NOT DISTINCT FROM run ->> 'user_id';
@@ -2189,7 +2265,7 @@ $$;
 SELECT agent_private.publish(p.oid::regprocedure, 'private')
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
 WHERE n.nspname = 'agent_private'
-  AND p.proname IN ('hold_tool_experience', 'forget_tool_calls', 'tool_sequences', 'erase_tool_experience');
+  AND p.proname IN ('note_changed_run', 'hold_tool_experience', 'forget_tool_calls', 'tool_sequences', 'erase_tool_experience');
 
 SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.tool_runs_to_learn(jsonb, timestamptz, integer)',
@@ -2284,7 +2360,8 @@ BEGIN
     END LOOP;
 END
 $$;
--- What ended or came in lately, whoever's it is.
+-- What ended or came in lately, whoever's it is. Those of runs and outcomes add 4 % to the processor time of record_run (0.02 ms
+-- of 0.58 among 600,000 runs).
 CREATE INDEX agent_run_by_end ON public.agent_run (finished_at, recorded_at) WHERE source = 'live';
 CREATE INDEX agent_run_paused ON public.agent_run (finished_at) WHERE status = 'interrupted';
 CREATE INDEX agent_outcome_by_time ON public.agent_outcome (recorded_at);

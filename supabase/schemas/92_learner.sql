@@ -68,6 +68,11 @@ CREATE UNIQUE INDEX learning_analytics_one_at_a_time ON public.learning_analytic
 -- Curating finds what is no longer valid without reading all memories.
 CREATE INDEX agent_memory_by_end ON public.agent_memory (tenant_id, valid_to) WHERE superseded_at IS NULL AND valid_to IS NOT NULL;
 
+-- Curating looks for doubles only where something was written since it last looked.
+ALTER TABLE public.agent_scope ADD COLUMN curated_version bigint NOT NULL DEFAULT 0;
+COMMENT ON COLUMN public.agent_scope.curated_version IS 'The version that was looked through for doubles.';
+CREATE INDEX agent_scope_to_curate ON public.agent_scope (tenant_id, scope, owner_id) WHERE version > curated_version;
+
 SELECT agent_private.guard(t) FROM unnest(ARRAY[
     'public.agent_tick', 'public.agent_clock', 'public.learning_analytics']::regclass[]) AS t;
 
@@ -627,9 +632,11 @@ BEGIN
 END
 $$;
 
--- Retire what a tenant's memories need no more, at most row_limit of each: past its end; said by another memory of the
--- same owner and store in the same words; above limits ({store: greatest number}), the oldest first. Nothing is deleted.
--- Returns {expired, duplicates, over_limit}. Locks the owners one after the other.
+-- Retire what a tenant's memories need no more: past its end, at most row_limit; said by another memory of the same owner
+-- and store in the same words; above limits ({store: greatest number}), the oldest first. Nothing is deleted.
+-- For doubles at most row_limit owners are looked through whose memories changed since they were last: a double begins with
+-- something that is written. Leans on agent_memory_by_end, agent_scope_to_curate, agent_memory_one_answer_per_field and
+-- agent_memory_no_duplicate_text. Returns {expired, duplicates, over_limit}. Locks the owners one after the other.
 CREATE FUNCTION public.curate_memories(identity jsonb, limits jsonb, row_limit integer)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
@@ -640,6 +647,7 @@ DECLARE
     tenant text;
     due record;
     target public.agent_memory;
+    changed public.agent_scope[];
     expired integer := 0;
     duplicates integer := 0;
     over_limit integer := 0;
@@ -651,6 +659,9 @@ BEGIN
         PERFORM agent_private.refuse('PT403', 'the learner needs a tenant');
     END IF;
     tenant := current_setting('agent.tenant_id');
+    SELECT coalesce(array_agg(s), '{}') INTO changed
+    FROM (SELECT * FROM public.agent_scope o WHERE o.tenant_id = tenant AND o.version > o.curated_version
+          ORDER BY o.scope, o.owner_id LIMIT row_limit) AS s;
     FOR due IN
         SELECT x.scope, x.owner_id, array_agg(x.memory_id) AS ids, array_agg(x.reason) AS reasons
         FROM (
@@ -659,14 +670,14 @@ BEGIN
              ORDER BY m.valid_to LIMIT row_limit)
             UNION ALL
             -- Equal texts without a field cannot both be current: one of the two has a field and stays.
-            (SELECT m.scope, m.owner_id, m.memory_id, 'duplicate' FROM public.agent_memory m
-             WHERE m.tenant_id = tenant AND m.superseded_at IS NULL AND m.field IS NULL
-               AND (m.valid_to IS NULL OR m.valid_to > clock_timestamp())
-               AND EXISTS (SELECT FROM public.agent_memory o
-                           WHERE o.tenant_id = tenant AND o.scope = m.scope AND o.owner_id = m.owner_id AND o.store = m.store
-                             AND o.superseded_at IS NULL AND o.field IS NOT NULL AND o.content_hash = m.content_hash
-                             AND coalesce(o.session_id, '') = coalesce(m.session_id, ''))
-             ORDER BY m.memory_number LIMIT row_limit)) AS x
+            (SELECT DISTINCT m.scope, m.owner_id, m.memory_id, 'duplicate'
+             FROM unnest(changed) AS s
+             JOIN public.agent_memory o ON o.tenant_id = tenant AND o.scope = s.scope AND o.owner_id = s.owner_id
+                 AND o.superseded_at IS NULL AND o.field IS NOT NULL
+             JOIN public.agent_memory m ON m.tenant_id = tenant AND m.scope = s.scope AND m.owner_id = s.owner_id AND m.store = o.store
+                 AND m.content_hash = o.content_hash AND m.superseded_at IS NULL AND m.field IS NULL
+             WHERE coalesce(o.session_id, '') = coalesce(m.session_id, '')
+               AND (m.valid_to IS NULL OR m.valid_to > clock_timestamp()))) AS x
         GROUP BY x.scope, x.owner_id ORDER BY x.scope, x.owner_id
     LOOP
         PERFORM set_config('agent.user_id', CASE due.scope WHEN 'user' THEN due.owner_id ELSE '' END, true),
@@ -681,6 +692,10 @@ BEGIN
             duplicates := duplicates + (due.reasons[i] = 'duplicate')::integer;
         END LOOP;
     END LOOP;
+    -- As it was read: what was written meanwhile is looked through the next time.
+    UPDATE public.agent_scope s SET curated_version = c.version
+    FROM unnest(changed) AS c
+    WHERE s.tenant_id = tenant AND s.scope = c.scope AND s.owner_id = c.owner_id;
     FOR due IN
         SELECT s.owner_id, l.key AS store, l.value::integer AS memory_limit
         FROM public.agent_scope s CROSS JOIN LATERAL jsonb_each_text(limits) AS l

@@ -46,6 +46,8 @@ TENANT_TABLES = (
     "agent_tick",
     "agent_clock",
     "agent_tool_run",
+    "agent_tool_mark",
+    "agent_tool_recount",
     "agent_tool_call",
     "agent_tool_error",
     "agent_tool_weight",

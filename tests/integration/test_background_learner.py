@@ -357,6 +357,27 @@ async def test_sessions_that_are_ordered_already_keep_no_other_from_its_turn(
     assert ordered == [1, 1, 1, 0]
 
 
+async def test_curating_looks_for_doubles_where_something_was_written_since_it_last_looked(
+    settings: Settings, database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    url = learning_database.url
+    to_look_through = "SELECT owner_id FROM agent_scope WHERE version > curated_version ORDER BY 1"
+    for who in (ADA, BOB):
+        await database.call(
+            "upsert_learning", who, learning={**memory("Twice"), "store": "notes", "field": "f"}
+        )
+    await database.call("record_run", BOB, run=a_run("tea"))
+    assert rows(url, to_look_through) == [("ada",), ("bob",)]
+    assert (await _run_step(curate, settings, database))["duplicates"] == 0
+    assert rows(url, to_look_through) == []
+
+    await database.call("upsert_learning", ADA, learning={**memory("twice."), "store": "notes"})
+    assert rows(url, to_look_through) == [("ada",)]
+    assert (await _run_step(curate, settings, database))["duplicates"] == 1
+    assert (await _run_step(curate, settings, database))["duplicates"] == 0
+    assert rows(url, to_look_through) == []
+
+
 async def test_curating_retires_what_is_past_or_doubled_or_too_much_and_a_second_time_nothing(
     settings: Settings,
     database: PostgresDatabase,

@@ -128,6 +128,69 @@ async def test_a_run_that_is_delivered_again_is_counted_anew(database: PostgresD
     assert await errors(database) == {("refund", "order <id> not found"): 2}
 
 
+_LONG_AGO = (
+    "UPDATE agent_run SET recorded_at = now() - interval '1 day' - interval '1 minute' * length(run_id)"
+)
+
+
+async def _to_learn(database: PostgresDatabase, **wanted: Any) -> list[str]:
+    return [run["run_id"] for run in await database.call("tool_runs_to_learn", OPERATOR, **wanted)]
+
+
+async def test_runs_that_were_counted_long_ago_are_not_looked_at_again(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    url = learning_database.url
+    await import_all(database, a_run("counted", refund("W1")), a_run("too", refund("W2")))
+    rows(url, _LONG_AGO)
+    await learn_tool_experience(database, OPERATOR)
+    assert value(url, "SELECT counted_until > now() - interval '10 minutes' FROM agent_tool_mark")
+    rows(url, "DELETE FROM agent_tool_run")  # who looked at all runs would find these
+    assert await _to_learn(database) == []
+
+    await import_all(database, a_run("new", refund("W3")))
+    assert await _to_learn(database) == ["new"]
+    assert await _to_learn(database) == ["new"], "until it is counted"
+
+
+async def test_the_mark_stays_before_the_first_run_that_is_not_counted(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    url = learning_database.url
+    await import_all(database, *(a_run("r" * n, refund(f"W{n}")) for n in range(1, 6)))
+    rows(url, _LONG_AGO)  # the longest name is the oldest
+    assert await _to_learn(database, run_limit=2) == ["rrrrr", "rrrr"]
+    assert (
+        value(url, "SELECT run_id FROM agent_run, agent_tool_mark WHERE recorded_at = counted_until")
+        == "rrrrr"
+    )
+    assert (await learn_tool_experience(database, OPERATOR))["runs"] == 5
+
+
+@pytest.mark.parametrize("change", ["ended", "given"])
+async def test_a_run_that_changes_long_after_it_was_passed_over_is_counted(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase, change: str
+) -> None:
+    url = learning_database.url
+    if change == "ended":
+        await database.call("record_run", ADA, run=a_run("r", refund("W1"), status="interrupted"))
+    else:
+        await import_all(database, a_run("r", refund("W1")))
+    rows(url, _LONG_AGO)
+    await learn_tool_experience(database, OPERATOR)
+    assert await _to_learn(database) == []
+
+    if change == "ended":
+        await database.call("record_run", ADA, run=a_run("r", refund("W1"), refund("W2")))
+    else:
+        await import_all(database, a_run("r", refund("W1")), identity=Identity(user_id="bob"))
+
+    assert await _to_learn(database) == ["r"]
+    assert (await learn_tool_experience(database, OPERATOR))["runs"] == 1
+    assert rows(url, "SELECT run_id FROM agent_tool_recount") == []
+    assert await _to_learn(database) == []
+
+
 async def test_what_is_learned_is_a_memory_of_the_tenant_that_changes_when_it_says_more(
     database: PostgresDatabase, learning_database: ThrowawayDatabase
 ) -> None:
