@@ -232,11 +232,32 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN digits::%1$I.vector
     $function$, home);
     EXECUTE format($function$
--- The cosine distance of two vectors.
-CREATE FUNCTION agent_private.vector_distance(one %1$I.vector, other %1$I.vector)
+-- A vector of length 1 in the same direction, in half precision; zeros stay zeros.
+CREATE FUNCTION agent_private.unit_vector(one %1$I.vector)
+RETURNS %1$I.halfvec
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN %1$I.l2_normalize(one)::%1$I.halfvec
+    $function$, home);
+    EXECUTE format($function$
+-- How far two vectors of length 1 point apart: from -1, the same direction, to 1; 0 where one is of zeros.
+CREATE FUNCTION agent_private.divergence(one %1$I.halfvec, other %1$I.halfvec)
 RETURNS double precision
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN one OPERATOR(%1$I.<=>) other
+RETURN one OPERATOR(%1$I.<#>) other
+    $function$, home);
+    EXECUTE format($function$
+-- The signs of the first 4096 numbers of a vector, a bit each.
+CREATE FUNCTION agent_private.sign_code(one %1$I.halfvec)
+RETURNS bit varying
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN %1$I.binary_quantize(%1$I.subvector(one, 1, 4096))
+    $function$, home);
+    EXECUTE format($function$
+-- In how many bits two codes of one length differ.
+CREATE FUNCTION agent_private.code_distance(one bit varying, other bit varying)
+RETURNS double precision
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN one OPERATOR(%1$I.<~>) other
     $function$, home);
     EXECUTE format($function$
 -- How many numbers a vector has.

@@ -83,20 +83,6 @@ CREATE TABLE public.agent_memory_evidence (
 COMMENT ON TABLE public.agent_memory_evidence IS 'Which messages or tool calls of which runs a memory was learned from.';
 CREATE INDEX agent_memory_evidence_by_run ON public.agent_memory_evidence (tenant_id, run_id);
 
-CREATE TABLE public.agent_memory_embedding (
-    tenant_id text NOT NULL,
-    scope text NOT NULL,
-    owner_id text NOT NULL,
-    memory_number bigint NOT NULL REFERENCES public.agent_memory (memory_number) ON DELETE CASCADE,
-    model text NOT NULL CHECK (model <> ''),
-    dimensions integer NOT NULL,
-    embedding vector NOT NULL,
-    PRIMARY KEY (tenant_id, scope, owner_id, model, dimensions, memory_number),
-    CONSTRAINT agent_memory_embedding_dimensions CHECK (vector_dims(embedding) = dimensions)
-);
-COMMENT ON TABLE public.agent_memory_embedding IS 'Vectors of the current memories that are searched, one per embedding model.';
-CREATE INDEX agent_memory_embedding_by_memory ON public.agent_memory_embedding (memory_number);
-
 CREATE TABLE public.agent_scope (
     tenant_id text NOT NULL,
     scope text NOT NULL,
@@ -138,8 +124,7 @@ $$;
 REVOKE ALL ON FUNCTION agent_private.own_scope(regclass) FROM PUBLIC;
 
 SELECT agent_private.guard(t), agent_private.own_scope(t) FROM unnest(ARRAY[
-    'public.agent_memory', 'public.agent_memory_evidence', 'public.agent_memory_embedding',
-    'public.agent_scope']::regclass[]) AS t;
+    'public.agent_memory', 'public.agent_memory_evidence', 'public.agent_scope']::regclass[]) AS t;
 
 -- A text as it is compared: upper and lower case and white space do not count. Empty for white space alone.
 CREATE FUNCTION agent_private.plain_text(content text)

@@ -266,6 +266,8 @@ BEGIN
     GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_term_count', gone);
     DELETE FROM public.agent_memory_embedding e WHERE e.tenant_id = tenant AND e.scope = 'user' AND e.owner_id = person;
     GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_memory_embedding', gone);
+    DELETE FROM public.agent_embedding_list l WHERE l.tenant_id = tenant AND l.scope = 'user' AND l.owner_id = person;
+    GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_embedding_list', gone);
     DELETE FROM public.agent_memory m WHERE m.tenant_id = tenant AND m.scope = 'user' AND m.owner_id = person;
     GET DIAGNOSTICS gone = ROW_COUNT; counts := counts || jsonb_build_object('agent_memory', gone);
     DELETE FROM public.agent_exposure e WHERE e.tenant_id = tenant AND e.user_id = person;

@@ -22,6 +22,8 @@ OUR_TABLES = (
     "agent_exposure",
     "agent_outcome",
 )
+# Rows that only large scopes have.
+LARGE_SCOPE_TABLES = ("agent_embedding_list",)
 # Rows of approvals, executions and tools, which belong to a tenant and not to a user.
 TENANT_TABLES = (
     "approval_batch",

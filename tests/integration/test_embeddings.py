@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.embeddings import Embeddings
+from numpy.typing import NDArray
 
 from agent import Identity, LearningMachine, listening
+from agent.database import Database, open_database
 from agent.errors import ModelError
 from agent.events import Event
 from agent.learning.embedding import Embedder, as_vector
+from agent.learning.learner_steps import StepContext, embed
 from agent.learning.machine import embedder_name
 from agent.portal import portal
 from agent.testing.throwaway import ThrowawayDatabase
@@ -288,6 +292,170 @@ async def test_the_same_model_in_another_dimension_is_made_anew(
     assert {content for content, _, dimensions in vectors(learning_database) if dimensions == 6} == {
         *FAR, "I like tea",
     }  # fmt: skip
+
+
+# --- what is shared, what was said, and many -------------------------------------------------------------------
+
+
+async def shared_by_the_tenant(database: Database, content: str) -> None:
+    learning = {"store": "application", "scope": "tenant", "content": content}
+    await database.call("upsert_learning", ADA, learning=learning)
+
+
+async def test_what_a_tenant_shares_is_found_by_meaning(make: Make) -> None:
+    machine = make(Meanings())
+    await shared_by_the_tenant(machine.database, "Table feline_owners holds each kitten")
+    assert await portal().run(machine.embed_memories(Identity(tenant_id="default"), scope="tenant")) == 1
+    found = await machine.search("my tomcat", identity=ADA, scope="tenant")
+    assert [hit["content"] for hit in found] == ["Table feline_owners holds each kitten"]
+    assert await machine.search("my tomcat", identity=ADA) == []
+
+
+async def test_turns_of_conversations_are_found_by_meaning(make: Make) -> None:
+    machine = make(Meanings())
+    turn = {
+        "store": "conversation", "kind": "user", "content": "Yes, a kitten!", "session_id": "s7", "turn": 3,
+        "speaker": "Ada",
+    }  # fmt: skip
+    await machine.database.call("upsert_learning", ADA, learning=turn)
+    assert await portal().run(machine.embed_memories(ADA)) == 1
+    assert [hit["content"] for hit in await machine.search("tomcat", identity=ADA)] == ["Yes, a kitten!"]
+
+
+async def test_the_background_embeds_for_all_what_a_new_model_has_not(
+    make: Make, learning_database: ThrowawayDatabase
+) -> None:
+    old = make(Meanings(model="old"))
+    await tell(old, *FAR)
+    await tell(old, "I like tea", identity=BOB.with_(tenant_id="acme"))
+    await shared_by_the_tenant(old.database, "A table of boats")
+    machine = make(Meanings(model="new"))
+    context = StepContext(
+        settings=machine.settings, database=machine.database, identity=Identity(tenant_id="default"),
+        deadline=datetime.now(UTC) + timedelta(minutes=5), progress=lambda told: None,
+    )  # fmt: skip
+    await old.aclose()
+    report = await embed(context)
+    assert report.counts["embedded"] >= 6
+    assert sum(model == "Meanings:new" for _, model, _ in vectors(learning_database)) == 6
+    assert (await recall(machine, "tomcat"))[0] == "I adopted a kitten"
+    assert (await embed(context)).counts["embedded"] == 0
+
+
+async def test_vectors_go_with_their_memory_and_lists_with_their_user(
+    learning_database: ThrowawayDatabase,
+) -> None:
+    database = open_database(learning_database.settings)
+    with psycopg.connect(learning_database.url, autocommit=True) as connection:
+        many_vectors(connection, 300, memories=100_000)
+        await database.call("arrange_embeddings", ADA, model="m", dimensions=128)
+        counted = "SELECT (SELECT count(*) FROM agent_memory_embedding), (SELECT count(*) FROM agent_embedding_list)"
+        vectors_kept, lists = connection.execute(counted).fetchone() or (0, 0)
+        assert (vectors_kept, lists > 10) == (300, True)
+        with connection.transaction(force_rollback=True):  # a bare look, without our functions' own filters
+            connection.execute("SELECT set_config('agent.tenant_id', 'default', true)")
+            connection.execute("SELECT set_config('agent.user_id', 'bob', true)")
+            connection.execute("SET LOCAL ROLE agent_app")
+            assert connection.execute(counted).fetchone() == (0, 0)
+        memory_id = connection.execute("SELECT memory_id FROM agent_memory LIMIT 1").fetchone()
+        assert memory_id is not None
+        await database.call("delete_learning", ADA, the_memory_id=str(memory_id[0]))
+        assert connection.execute(counted).fetchone() == (299, lists)
+        await database.call("erase_user", ADA)
+        assert connection.execute(counted).fetchone() == (0, 0)
+
+
+def many_vectors(connection: psycopg.Connection[Any], count: int, *, memories: int) -> NDArray[np.float64]:
+    """Ada gets so many memories with vectors of 128 dimensions around forty directions; her scope is said to have
+    `memories`, for the paths of large scopes."""
+    chance = np.random.default_rng(7)
+    made = chance.normal(size=(40, 128))[chance.integers(0, 40, count)] + 0.6 * chance.normal(
+        size=(count, 128)
+    )
+    connection.execute(
+        "INSERT INTO agent_memory (tenant_id, memory_id, version, store, owner_id, content, content_hash, trust)"
+        " SELECT 'default', gen_random_uuid(), 1, 'user_memory', %s, n::text, n::text::bytea, 'user'"
+        " FROM generate_series(1, %s) AS n",
+        (ADA.user_id, count),
+    )
+    given = [str(vector) for vector in made.round(5).tolist()]
+    connection.execute(
+        "INSERT INTO agent_memory_embedding (tenant_id, scope, owner_id, memory_number, model, dimensions, embedding)"
+        " SELECT m.tenant_id, 'user', m.owner_id, m.memory_number, 'm', 128, agent_private.unit_vector(v::vector)"
+        " FROM agent_memory m JOIN unnest(%s::text[]) WITH ORDINALITY AS g (v, n) ON m.content = n::text",
+        (given,),
+    )
+    connection.execute(
+        "INSERT INTO agent_scope (tenant_id, scope, owner_id, memory_count) VALUES ('default', 'user', %s, %s)",
+        (ADA.user_id, memories),
+    )
+    return made
+
+
+def nearest(connection: psycopg.Connection[Any], question: NDArray[np.float64]) -> list[int]:
+    """The ten nearest of Ada's, as numbers of `many_vectors`, under row level security."""
+    with connection.transaction(force_rollback=True):
+        connection.execute(
+            "SELECT set_config('agent.tenant_id', 'default', true), set_config('agent.user_id', %s, true),"
+            " set_config('agent.reach', 'user', true)",
+            (ADA.user_id,),
+        )
+        connection.execute("SET LOCAL ROLE agent_app")
+        return [
+            int(content) - 1
+            for (content,) in connection.execute(
+                "SELECT m.content FROM agent_private.nearest('user', %s, %s::vector, 'm', 10) n"
+                " JOIN agent_memory m USING (memory_number) ORDER BY n.similarity DESC",
+                (ADA.user_id, str(question.tolist())),
+            )
+        ]
+
+
+def recall_at_ten(connection: psycopg.Connection[Any], made: NDArray[np.float64]) -> float:
+    """The share of the truly nearest that is found, for thirty questions near what is there."""
+    chance = np.random.default_rng(8)
+    units = made / np.linalg.norm(made, axis=1, keepdims=True)
+    found = []
+    for number in chance.integers(0, len(made), 30):
+        question = made[number] + 0.5 * chance.normal(size=128)
+        exact = set(np.argsort(-units @ question)[:10].tolist())
+        found.append(len(exact & set(nearest(connection, question))) / 10)
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize(
+    ("memories", "at_least"),
+    [(2_000, 0.99), (6_000, 0.97)],
+    ids=["small: every vector", "larger: by their codes"],
+)
+def test_the_nearest_are_found(learning_database: ThrowawayDatabase, memories: int, at_least: float) -> None:
+    with psycopg.connect(learning_database.url, autocommit=True) as connection:
+        made = many_vectors(connection, 3_000, memories=memories)
+        assert recall_at_ten(connection, made) >= at_least
+
+
+async def test_a_large_scope_is_searched_by_lists_while_they_are_made_too(
+    learning_database: ThrowawayDatabase,
+) -> None:
+    database = open_database(learning_database.settings)
+    arrange = {"model": "m", "dimensions": 128, "row_limit": 1_500}
+    with psycopg.connect(learning_database.url, autocommit=True) as connection:
+        made = many_vectors(connection, 3_000, memories=100_000)
+        moved = [await database.call("arrange_embeddings", ADA, **arrange)]
+        assert recall_at_ten(connection, made) >= 0.95
+        moved += [await database.call("arrange_embeddings", ADA, **arrange) for _ in range(2)]
+        assert moved == [1_500, 1_500, 0]
+        assert recall_at_ten(connection, made) >= 0.95
+        # It grew more than fourfold: lists of a second generation take over, and the first ones go at the end.
+        connection.execute("UPDATE agent_scope SET memory_count = 600000")
+        counted = "SELECT count(DISTINCT generation), count(*) FROM agent_embedding_list"
+        assert await database.call("arrange_embeddings", ADA, **arrange) == 1_500
+        assert (connection.execute(counted).fetchone() or (0,))[0] == 2
+        assert recall_at_ten(connection, made) >= 0.9
+        assert await database.call("arrange_embeddings", ADA, **{**arrange, "row_limit": 2_000}) == 1_500
+        generations, lists = connection.execute(counted).fetchone() or (0, 0)
+        assert (generations, lists > 300) == (1, True)
+        assert recall_at_ten(connection, made) >= 0.9
 
 
 # --- embedders that fail ----------------------------------------------------------------------------------------

@@ -24,7 +24,15 @@ from agent.errors import LearningError
 from agent.jobs import queue_app
 from agent.portal import portal
 from agent.testing.throwaway import ThrowawayDatabase
-from tests.integration.rows import OUR_TABLES, TENANT_TABLES, a_run, everything_stored, memory, rows
+from tests.integration.rows import (
+    LARGE_SCOPE_TABLES,
+    OUR_TABLES,
+    TENANT_TABLES,
+    a_run,
+    everything_stored,
+    memory,
+    rows,
+)
 from tests.supabase_layout import SupabaseLayout
 
 SOME_ID = str(uuid.UUID(int=7))
@@ -46,6 +54,8 @@ FOR_SERVERS: dict[str, dict[str, Any]] = {
     "apply_learning": {"run_ids": [], "operations": [], "expected_version": None},
     "memories_without_embedding": {"model": "m"},
     "store_embeddings": {"model": "m", "embeddings": []},
+    "arrange_embeddings": {"model": "m", "dimensions": 2},
+    "owners_without_embedding": {"model": "m"},
     "import_runs": {"runs": [a_run(run_id="imported-by-the-call")]},
     "list_runs": {},
     "get_run": {"the_run_id": "r1"},
@@ -282,13 +292,13 @@ async def test_every_table_has_forced_row_level_security_and_lets_in_agent_app_a
     assert tables.pop("sql_login") == (False, False)
     # Read by one function, for servers.
     assert tables.pop("server_secret") == (True, True)
-    assert set(tables) == {*OUR_TABLES, *TENANT_TABLES}
+    assert set(tables) == {*OUR_TABLES, *LARGE_SCOPE_TABLES, *TENANT_TABLES}
     assert set(tables.values()) == {(True, True)}
     policies = rows(
         catalogue,
         "SELECT tablename::text, roles::text[], permissive FROM pg_policies WHERE schemaname = 'public'",
     )
-    assert {table for table, _, _ in policies} == {*OUR_TABLES, *TENANT_TABLES}
+    assert {table for table, _, _ in policies} == {*OUR_TABLES, *LARGE_SCOPE_TABLES, *TENANT_TABLES}
     assert all(roles == ["agent_app"] for _, roles, _ in policies)
 
 
@@ -501,6 +511,8 @@ async def test_with_no_identity_every_function_finds_nothing_or_refuses(
         "get_learning": None,
         "get_learnings": [],
         "memories_without_embedding": [],
+        "owners_without_embedding": [],
+        "arrange_embeddings": 0,
         "list_runs": [],
         "get_run": None,
         "list_users": [],
@@ -1093,6 +1105,8 @@ def _broken(function: str) -> dict[str, Any]:
         "apply_learning": {"run_ids": [], "operations": [memory("")], "expected_version": 0},
         "memories_without_embedding": {"model": "m", "memory_limit": -1},
         "store_embeddings": {"model": "m", "embeddings": {"no": "list"}},
+        "arrange_embeddings": {"model": "m", "dimensions": 2, "the_scope": "nowhere"},
+        "owners_without_embedding": {"model": "m", "owner_limit": -1},
         "import_runs": {"runs": [a_run(status="no status")]},
         "list_runs": {"run_limit": -1},
     }

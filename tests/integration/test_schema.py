@@ -39,7 +39,9 @@ _BRIDGES = {
 # What reads the application's tables does so with the rights of who calls.
 _WITH_OWN_RIGHTS = {"code_of_others", "discover_app_structure", "match_app_values", "sample_app_table"}
 # Expressions over pgvector, read once, when they are made, and put in the place of their call.
-_INLINED = {"fits", "as_vector", "vector_dimensions", "vector_distance"}
+_INLINED = {
+    "fits", "as_vector", "vector_dimensions", "unit_vector", "divergence", "sign_code", "code_distance",
+}  # fmt: skip
 _CREATE = re.compile(r"^CREATE (?:OR REPLACE )?FUNCTION (?P<name>[\w.]+)\(", re.MULTILINE)
 
 
@@ -191,7 +193,8 @@ def test_no_text_builds_a_statement_from_what_a_caller_says() -> None:
             body = function.split("$$")[1] if "$$" in function else ""
             if re.search(r"\bEXECUTE\s+(format|'|\w+\s*\|\|)", body):
                 samplers = {f"public.{sampler}" for sampler in _WITH_OWN_RIGHTS}  # identifiers alone, by %I
-                assert name in {"agent_private.publish", "agent_private.guard"} | samplers, name
+                helpers = {f"agent_private.{helper}" for helper in ("publish", "guard", "own_scope")}
+                assert name in helpers | samplers, name
 
 
 def test_the_expressions_over_pgvector_are_put_in_the_place_of_their_call(
@@ -203,13 +206,15 @@ def test_the_expressions_over_pgvector_are_put_in_the_place_of_their_call(
         plan = connection.execute(
             """
             EXPLAIN (VERBOSE, COSTS OFF)
-            SELECT agent_private.vector_distance(e.embedding, agent_private.as_vector('[1]')),
-                   agent_private.vector_dimensions(e.embedding)
+            SELECT agent_private.divergence(e.embedding, agent_private.unit_vector(agent_private.as_vector('[1]'))),
+                   agent_private.code_distance(e.code, agent_private.sign_code(e.embedding)),
+                   agent_private.vector_dimensions(agent_private.as_vector(e.model))
             FROM public.agent_memory_embedding e
             """
         ).fetchall()
     text = "\n".join(line for (line,) in plan)
-    assert "<=>" in text
+    assert "<#>" in text
+    assert "<~>" in text
     assert "agent_private" not in text
 
 

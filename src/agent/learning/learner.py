@@ -22,6 +22,7 @@ from agent.stores.base import Store
 
 _CONFLICT_ATTEMPTS = 5
 _EMBEDDING_BATCH = 64
+_ARRANGED_AT_ONCE = 2000  # vectors, about a second in a scope of a million
 
 
 class Learner:
@@ -126,7 +127,7 @@ class Learner:
             self._model = await asyncio.to_thread(models.chat_model, self._model_named, self._settings)
         return self._model
 
-    async def embed_memories(self, identity: Identity) -> int:
+    async def embed_memories(self, identity: Identity, scope: str = "user") -> int:
         """See `LearningMachine.embed_memories`."""
         embedder = await self._ready_embedder()
         if embedder is None:
@@ -139,10 +140,11 @@ class Learner:
                 identity,
                 model=embedder.name,
                 memory_limit=_EMBEDDING_BATCH,
+                the_scope=scope,
                 **known_dimensions,
             )
             if not waiting:
-                return embedded
+                break
             vectors = await embedder.embed_memories(
                 [item["content"] for item in waiting],
                 timeout=self._settings.model_timeout,
@@ -150,7 +152,7 @@ class Learner:
             )
             usable = [vector for vector in vectors if vector is not None]
             if not usable:
-                return embedded
+                break
             known_dimensions = {"dimensions": usable[0].dimensions}
             stored: int = await self._database.call(
                 "store_embeddings",
@@ -161,7 +163,24 @@ class Learner:
                     for item, vector in zip(waiting, vectors, strict=True)
                     if vector is not None
                 ],
+                the_scope=scope,
             )
             embedded += stored
             if not stored or len(usable) < len(waiting):
-                return embedded  # all of them went meanwhile; or those without would be asked for again
+                break  # all of them went meanwhile; or those without would be asked for again
+        if embedded:
+            await self._arrange(identity, embedder.name, known_dimensions["dimensions"], scope)
+        return embedded
+
+    async def _arrange(self, identity: Identity, model: str, dimensions: int, scope: str) -> None:
+        """Bring the new vectors of a large scope into its lists, a bounded statement after the other."""
+        moved = _ARRANGED_AT_ONCE
+        while moved == _ARRANGED_AT_ONCE:
+            moved = await self._database.call(
+                "arrange_embeddings",
+                identity,
+                model=model,
+                dimensions=dimensions,
+                the_scope=scope,
+                row_limit=_ARRANGED_AT_ONCE,
+            )

@@ -14,6 +14,7 @@ from agent.identity import Identity
 from agent.learning.auto_discover import AutoDiscovery
 from agent.learning.machine import living_machines
 from agent.learning.tool_experience import learn_tool_experience, list_tool_experience
+from agent.portal import portal
 
 if TYPE_CHECKING:
     from agent.database import Database
@@ -24,6 +25,7 @@ _WAITED: Final = timedelta(minutes=1)
 _SESSIONS_MAX: Final = 5000
 _TENANTS_MAX: Final = 10_000
 _ROWS_MAX: Final = 2000
+_OWNERS_MAX: Final = 1000
 _KEEP: Final = timedelta(days=90)
 """How long the rows that clocks and learner write about themselves are kept."""
 
@@ -204,6 +206,32 @@ async def curate(context: StepContext) -> StepReport:
     return StepReport(counts=counts | forgotten)
 
 
+async def embed(context: StepContext) -> StepReport:
+    """Give memories vectors that have none of this process's embedders, of all tenants: what discovery learned, and
+    everything where the embedder was changed."""
+    counts: Counter[str] = Counter(owners=0, embedded=0)
+    machines = {}
+    for machine in living_machines():
+        if machine.database is context.database and (
+            embedder := await portal().run(machine.ready_embedder())
+        ):
+            machines[embedder.name] = machine
+    for identity in await _tenants(context) if machines else []:
+        for name, machine in machines.items():
+            owners = await context.database.call(
+                "owners_without_embedding", identity, model=name, owner_limit=_OWNERS_MAX
+            )
+            for owner in owners:
+                if not context.has_time:
+                    return StepReport(counts=dict(counts))
+                scope, owner_id = owner["scope"], owner["owner_id"]
+                whose = identity.with_(**{f"{scope}_id": owner_id}) if owner_id else identity
+                embedded = await portal().run(machine.embed_memories(whose, scope=scope))
+                context.progress(f"{embedded} memories of one {scope} by {name}")
+                counts.update(owners=1, embedded=embedded)
+    return StepReport(counts=dict(counts))
+
+
 def memory_limits() -> dict[str, int]:
     """The greatest number of memories per store that every machine of this process agrees to; what one of them keeps
     without a limit has none here, and a process without machines knows none."""
@@ -228,5 +256,6 @@ LEARNER_STEPS: Final = (
     LearnerStep(name="learn_runs", run=learn_runs),
     LearnerStep(name="tool_experience", run=tool_experience),
     LearnerStep(name="curate", run=curate),
+    LearnerStep(name="embed", run=embed),
 )
 """In the order in which a cycle does them."""

@@ -131,7 +131,7 @@ class LearningMachine:
             stores=self.stores,
             limits=self.limits,
             model=self._model_named,
-            ready_embedder=self._ready_embedder,
+            ready_embedder=self.ready_embedder,
             worker=self._worker,
         )
         self.in_use = False
@@ -215,7 +215,7 @@ class LearningMachine:
 
     async def recall(self, identity: Identity, question: str) -> Any:
         """See `Recorder.recall`."""
-        await self._ready_embedder()
+        await self.ready_embedder()
         return await self.recorder.recall(identity, question)
 
     async def record(self, identity: Identity, run: dict[str, Any]) -> bool:
@@ -277,7 +277,7 @@ class LearningMachine:
         while self._recording:
             await asyncio.gather(*(asyncio.wrap_future(future) for future in list(self._recording)))
 
-    async def _ready_embedder(self) -> Embedder | None:
+    async def ready_embedder(self) -> Embedder | None:
         """The embedder, made at first use; `None` where there is none, or none can be made."""
         if self._embedder is not None or self._embeddings_named is None:
             return self._embedder
@@ -342,10 +342,14 @@ class LearningMachine:
         """
         return await portal().run(self._learner.learn_session(identity))
 
-    async def embed_memories(self, identity: Identity) -> int:
-        """Give the memories of a user vectors where they have none of this model, the newest first.
+    async def embed_memories(self, identity: Identity, *, scope: str = "user") -> int:
+        """Give the memories of a scope vectors where they have none of this model, the newest first.
 
         A text for which the embedder has no usable vector goes without, and the event `embedding_failed` says so.
+
+        Args:
+            identity: whose memories; scope `tenant` needs no user.
+            scope: `user`, or `agent` or `tenant`: what discovery learned is the tenant's.
 
         Returns:
             How many got one.
@@ -353,7 +357,7 @@ class LearningMachine:
         Raises:
             ModelError: the embedder failed; what was embedded before is kept.
         """
-        return await self._learner.embed_memories(identity)
+        return await self._learner.embed_memories(identity, scope)
 
     # The storage operations
 
@@ -489,7 +493,7 @@ class LearningMachine:
             somebody(identity)
 
         async def match() -> list[dict[str, Any]]:
-            embedder = await self._ready_embedder()
+            embedder = await self.ready_embedder()
             vector: dict[str, Any] = {}
             if embedder is not None and (embedded := await embedder.embed_question(question)):
                 vector = {"question_embedding": embedded, "embedding_model": embedder.name}
