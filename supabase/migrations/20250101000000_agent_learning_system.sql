@@ -1590,6 +1590,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    lexemes text[];
     words integer;
 BEGIN
     IF NOT agent_private.is_searched(target.store) THEN
@@ -1601,14 +1602,13 @@ BEGIN
         RETURNING t.*
     ), kept AS (
         INSERT INTO public.agent_memory_past_term SELECT g.* FROM gone g WHERE NOT is_forgotten
-    ), last_ones AS (
-        DELETE FROM public.agent_term_count c USING gone g
-        WHERE (c.tenant_id, c.scope, c.owner_id, c.lexeme) = (g.tenant_id, g.scope, g.owner_id, g.lexeme) AND c.memory_count = 1
-    ), others AS (
-        UPDATE public.agent_term_count c SET memory_count = c.memory_count - 1 FROM gone g
-        WHERE (c.tenant_id, c.scope, c.owner_id, c.lexeme) = (g.tenant_id, g.scope, g.owner_id, g.lexeme) AND c.memory_count > 1
     )
-    SELECT coalesce(sum(g.occurrences), 0) INTO words FROM gone g;
+    SELECT coalesce(sum(g.occurrences), 0), array_agg(g.lexeme) INTO words, lexemes FROM gone g;
+    DELETE FROM public.agent_term_count c
+    WHERE c.tenant_id = target.tenant_id AND c.scope = target.scope AND c.owner_id = target.owner_id AND c.lexeme = ANY (lexemes)
+      AND c.memory_count = 1;
+    UPDATE public.agent_term_count c SET memory_count = c.memory_count - 1
+    WHERE c.tenant_id = target.tenant_id AND c.scope = target.scope AND c.owner_id = target.owner_id AND c.lexeme = ANY (lexemes);
     UPDATE public.agent_scope s
     SET memory_count = s.memory_count - 1, word_count = s.word_count - words
     WHERE (s.tenant_id, s.scope, s.owner_id) = (target.tenant_id, target.scope, target.owner_id);
@@ -1630,7 +1630,10 @@ BEGIN
         SELECT m.memory_number, l.lexeme, l.occurrences, agent_private.place_of(m.session_id, m.turn) AS place,
                (sum(l.occurrences) OVER (PARTITION BY m.memory_number))::integer AS word_count
         FROM unnest(the_numbers) AS n (memory_number)
-        JOIN public.agent_memory m ON m.memory_number = n.memory_number AND m.tenant_id = tenant
+        CROSS JOIN LATERAL (
+            SELECT x.* FROM public.agent_memory x WHERE x.memory_number = n.memory_number AND x.tenant_id = tenant
+            LIMIT 1  -- a look-up per memory, whatever the planner believes of tables that nobody has analyzed yet
+        ) AS m
         CROSS JOIN LATERAL agent_private.lexemes(agent_private.searched_text(m), the_language) AS l
     ), posted AS (
         INSERT INTO public.agent_memory_term (tenant_id, scope, owner_id, lexeme, memory_number, occurrences, impact, word_count, place)
@@ -1692,9 +1695,9 @@ $$;
 
 -- The postings of a question's words in one scope, words by their place in the list: rarest first, with their frequencies, as
 -- question_words gives them. Complete where the scope has at most 10,000 memories, or the words at most 8,000 postings.
--- Above that the rarest words of up to 8,000 postings (the rarest: its best 20,000) and the best 500 of each other word say which memories are looked at;
--- of other words with up to 60,000 postings together the lists are read, and the postings of the commonest are looked up,
--- for the 1,000 memories that the words speak for most; of turns beside these, what the rarest words and the lists had.
+-- Above that the rarest words of up to 4,000 postings (the rarest of all: its best 20,000) and the best 500 of each other
+-- word say which memories are looked at; of other words, up to 60,000 postings in all, the lists are read for these. The
+-- 1,000 that the words speak for most then remain, and for them the postings of the commonest words are looked up.
 -- Only what fits the filters and was believed as_of; then the best 500 of a common word are sought among its best 50,000.
 -- Leans on agent_memory_term_best and on the primary key; locks nothing.
 CREATE FUNCTION agent_private.word_hits(
@@ -1717,14 +1720,15 @@ DECLARE
     word_limit integer := cardinality(words);
     whole integer := word_limit;  -- so many of the rarest words are read in full,
     listed integer := word_limit;  -- and so many for the memories that these speak for
+    is_complete boolean := memories <= 10000 OR coalesce((SELECT sum(u.frequency) FROM unnest(frequencies) AS u (frequency)), 0) <= 8000;
     weights double precision[];
 BEGIN
-    IF memories > 10000 THEN
-        SELECT count(*) FILTER (WHERE f.postings <= 8000 OR f.at = 1), count(*) FILTER (WHERE f.postings <= 60000 OR f.at = 1)
+    IF NOT is_complete THEN
+        SELECT count(*) FILTER (WHERE f.postings <= 4000 OR f.at = 1), count(*) FILTER (WHERE f.postings <= 60000 OR f.at = 1)
         INTO whole, listed
         FROM (SELECT u.at, sum(u.frequency) OVER (ORDER BY u.at) AS postings FROM unnest(frequencies) WITH ORDINALITY AS u (frequency, at)) AS f;
     END IF;
-    IF whole = word_limit AND frequencies[1] <= 20000 AND NOT is_looked_up THEN
+    IF is_complete AND NOT is_looked_up THEN
         RETURN QUERY
         SELECT t.memory_number, t.place, w.at::integer, t.occurrences, t.word_count
         FROM unnest(words) WITH ORDINALITY AS w (lexeme, at)
@@ -1789,17 +1793,15 @@ BEGIN
         ) AS t
         WHERE w.at > whole
     ), spoken_for AS MATERIALIZED (
-        SELECT x.memory_number, min(x.place) AS place
+        SELECT x.memory_number
         FROM (SELECT * FROM rare UNION ALL SELECT * FROM lists UNION ALL SELECT * FROM best b WHERE b.word > listed) AS x
-        WHERE whole < word_limit
+        WHERE NOT is_complete
         GROUP BY x.memory_number
         ORDER BY sum(weights[x.word] * x.occurrences / (x.occurrences + 0.3::double precision + 0.045::double precision * x.word_count)) DESC
         LIMIT 1000
-    ), beside AS MATERIALIZED (
-        SELECT s.place + d AS place FROM spoken_for s, generate_series(-2, 2) AS d WHERE s.place IS NOT NULL
     )
     SELECT x.* FROM (SELECT * FROM rare UNION ALL SELECT * FROM lists) AS x
-    WHERE whole = word_limit OR x.memory_number IN (SELECT s.memory_number FROM spoken_for s) OR x.place IN (SELECT b.place FROM beside b)
+    WHERE is_complete OR x.memory_number IN (SELECT s.memory_number FROM spoken_for s)
     UNION ALL
     SELECT p.* FROM past p
     UNION ALL
