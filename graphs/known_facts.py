@@ -13,6 +13,7 @@ type_of_style = Literal["concise", "detailed"]
 _BLOCK = re.compile(r"<learned_knowledge>(.*?)</learned_knowledge>", re.DOTALL)
 _SECTION = re.compile(r"<(\w+)>(.*?)</\1>", re.DOTALL)
 _LINE = re.compile(r"^- (?P<text>.*?)(?:\s*\[[^\[\]]*\])?\s*$")
+_TURN = re.compile(r" (?:\||\.\.\.) (?=user: |assistant: )")
 _FIELD = re.compile(r"^(?P<name>\w+): (?P<value>.+)$", re.DOTALL)
 
 _WISH = r"\b(?:prefer|want|like|keep|please|answer|be|give|favou?r)\w*\b[^.;\n]*?"
@@ -54,7 +55,17 @@ def _lines(system_texts: Iterable[str]) -> Iterator[Fact]:
             for section in _SECTION.finditer(block[1]):
                 for line in section[2].splitlines():
                     if found := _LINE.match(line):
-                        yield Fact(section[1], html.unescape(found["text"]))
+                        yield from (
+                            Fact(section[1], html.unescape(said)) for said in _said(section[1], found["text"])
+                        )
+
+
+def _said(section: str, text: str) -> list[str]:
+    """What a line says of the person: of a conversation the person's own turns."""
+    if section != "conversations":
+        return [text]
+    turns = _TURN.split(text)
+    return [turn.removeprefix("user: ") for turn in turns if not turn.startswith("assistant: ")]
 
 
 def preferred_name(facts: Iterable[Fact], said: Iterable[str]) -> str | None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from agent.learning.machine import LearningMachine
     from agent.settings import Settings
     from agent.stores.base import LearningMode
+    from agent.stores.conversation import ConversationConfig
     from agent.stores.session_context import SessionContextConfig
     from agent.stores.user_memory import UserMemoryConfig
     from agent.stores.user_profile import UserProfile, UserProfileConfig
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ApprovalPause": "agent.approval.graph_resume",
     "ConfigurationError": "agent.errors",
+    "ConversationConfig": "agent.stores.conversation",
     "Event": "agent.events",
     "Identity": "agent.identity",
     "LearningError": "agent.errors",
@@ -47,6 +49,7 @@ _HOMES = {
 __all__ = [
     "ApprovalPause",
     "ConfigurationError",
+    "ConversationConfig",
     "Event",
     "Identity",
     "LearningError",

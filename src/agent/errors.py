@@ -10,7 +10,7 @@
         `IdentityError`          nobody, or a malformed somebody
         `NotFound`               proven absence of the thing named
         `InvalidLearning`        a value that the store's schema refuses
-        `InvalidRequest`         a call of a tool, or a request for approval, that cannot be
+        `InvalidRequest`         a call of a tool, a search, an import or a request for approval that cannot be
     `ConflictError`          nobody: fresh data was written meanwhile, read it and decide again
     `Refused`                nobody: a recorded decision against it, by policy, database or person
     `ModelError`             the language model or embedder answered with something unusable
@@ -60,7 +60,8 @@ class InvalidLearning(CallerError):
 
 
 class InvalidRequest(CallerError):
-    """A call of a tool, or a request for approval, that cannot be: unknown, malformed or out of bounds."""
+    """A call of a tool, a search, an import or a request for approval that cannot be: unknown, malformed, out of
+    bounds."""
 
 
 class Refused(LearningError):

@@ -93,6 +93,11 @@ class Settings(BaseModel):
     """Longest wait for one extraction call, in seconds (`LEARNING_MODEL_TIMEOUT`)."""
     embedding_timeout: timedelta = timedelta(milliseconds=800)
     """Longest wait for the embedding of a question, in seconds (`LEARNING_EMBEDDING_TIMEOUT`)."""
+    reranker: str | None = None
+    """`module:object` of a LangChain document compressor that puts what was found into a better order
+    (`LEARNING_RERANKER`), or of something that returns one when called. Unset: none."""
+    reranker_timeout: timedelta = timedelta(milliseconds=800)
+    """Longest wait for the reranker, in seconds; then the order without it counts (`LEARNING_RERANKER_TIMEOUT`)."""
     stalled_after: timedelta = timedelta(seconds=30)
     """A worker without a heartbeat for this long is taken for dead and its jobs are done by others, in seconds
     (`LEARNING_STALLED_AFTER`)."""
@@ -228,6 +233,13 @@ class Settings(BaseModel):
             raise ValueError("must be an address that begins with https:// or http://")
         return url
 
+    @field_validator("reranker")
+    @classmethod
+    def _is_module_and_object(cls, named: str | None) -> str | None:
+        if named is not None and not re.fullmatch(r"[\w.]+:\w+", named):
+            raise ValueError("must be module:object, such as my_rerankers:reranker")
+        return named
+
     @field_validator("tenant", "default_user")
     @classmethod
     def _is_an_id(cls, name: str | None) -> str | None:
@@ -274,8 +286,8 @@ class Settings(BaseModel):
         return duration
 
     @field_validator(
-        "recall_timeout", "model_timeout", "embedding_timeout", "stalled_after", "discovery_timeout",
-        "learner_interval", "monitor_interval", "target_response_time", "alert_reminder",
+        "recall_timeout", "model_timeout", "embedding_timeout", "reranker_timeout", "stalled_after",
+        "discovery_timeout", "learner_interval", "monitor_interval", "target_response_time", "alert_reminder",
     )  # fmt: skip
     @classmethod
     def _is_some_time(cls, duration: timedelta) -> timedelta:
@@ -360,7 +372,8 @@ _FIELD_OF_VARIABLE = {
     for name in (
         "model", "embeddings", "data_dir", "tenant", "default_user", "token_budget", "quiet_period",
         "tool_warnings", "durable_runs", "worker",
-        "recall_timeout", "model_timeout", "embedding_timeout", "stalled_after", "exit_timeout",
+        "recall_timeout", "model_timeout", "embedding_timeout", "reranker", "reranker_timeout", "stalled_after",
+        "exit_timeout",
         "policy_file", "sql_logins_file", "public_url", "smtp_url", "mail_from",
         "discovery_exclude", "discovery_timeout", "learner", "learner_interval", "monitor", "monitor_interval",
         "target_resolution_rate", "target_escalation_rate", "target_confidence", "target_category_accuracy",

@@ -1380,7 +1380,7 @@ DECLARE
     surplus public.agent_memory;
     retired integer := 0;
 BEGIN
-    IF memory_limit IS NULL OR (the_store = 'user_memory' AND NOT EXISTS (
+    IF memory_limit IS NULL OR (agent_private.is_searched(the_store) AND NOT EXISTS (
         SELECT FROM public.agent_scope s
         WHERE s.tenant_id = current_setting('agent.tenant_id') AND s.scope = 'user'
           AND s.owner_id = current_setting('agent.user_id') AND s.memory_count > memory_limit)) THEN
@@ -2401,7 +2401,8 @@ BEGIN
                     FROM public.agent_memory_evidence v
                     JOIN public.agent_memory m USING (tenant_id, memory_id, version)
                     WHERE v.tenant_id = r.tenant_id AND v.run_id = r.run_id
-                      AND (m.scope <> 'user' OR m.owner_id = r.user_id)))
+                      AND (m.scope <> 'user' OR m.owner_id = r.user_id)
+                      AND m.store <> 'conversation'))  -- those are its messages
     INTO found
     FROM public.agent_run r
     WHERE r.tenant_id = identity ->> 'tenant_id' AND r.run_id = the_run_id;
@@ -2470,7 +2471,7 @@ AS $$
 #variable_conflict use_column
 DECLARE
     tenant text := current_setting('agent.tenant_id');
-    store_to_fill_up text := CASE the_scope WHEN 'tenant' THEN 'application' ELSE 'user_memory' END;
+    stores_to_fill_up text[] := CASE the_scope WHEN 'tenant' THEN '{application}' ELSE '{user_memory,conversation}' END;
     everything boolean := filters = '{}' AND as_of IS NULL;
     rules record;
     words text[];
@@ -2550,13 +2551,17 @@ BEGIN
               GROUP BY x.word) AS w ON w.word = s.word
         GROUP BY s.session
     ), newest AS (
-        SELECT m.memory_number
-        FROM public.agent_memory m
-        WHERE m.tenant_id = tenant AND m.scope = the_scope AND m.owner_id = the_owner AND m.store = store_to_fill_up
-          AND m.superseded_at IS NULL AND (everything OR agent_private.fits(m, filters, as_of))
-          AND NOT (m.kind = 'conversation' AND agent_private.is_question(m.content))
+        SELECT n.memory_number, n.place
+        FROM unnest(stores_to_fill_up) AS f (store)
+        CROSS JOIN LATERAL (  -- the newest of each store by the index, then those of both; of turns what users stated
+            SELECT m.memory_number, agent_private.place_of(m.session_id, m.turn) AS place
+            FROM public.agent_memory m
+            WHERE m.tenant_id = tenant AND m.scope = the_scope AND m.owner_id = the_owner AND m.store = f.store
+              AND m.superseded_at IS NULL AND (everything OR agent_private.fits(m, filters, as_of))
+              AND (m.store <> 'conversation' OR m.kind = 'user' AND NOT agent_private.is_question(m.content))
+            ORDER BY m.memory_number DESC LIMIT 50) AS n
         -- To fill up what words leave free; a few always, for the newest may matter more than the last of many words.
-        ORDER BY m.memory_number DESC LIMIT (SELECT greatest(10, least(50, memory_limit - count(*))) FROM by_words)
+        ORDER BY n.memory_number DESC LIMIT (SELECT greatest(10, least(50, memory_limit - count(*))) FROM by_words)
     ), candidates AS (  -- what is no turn by its number, turns by their place, with the number of those found themselves
         SELECT max(c.memory_number) AS memory_number, c.place, max(c.word_points) AS word_points, max(c.vector_points) AS vector_points
         FROM (SELECT w.memory_number, NULL::bigint AS place, w.points AS word_points, 0::double precision AS vector_points
@@ -2565,7 +2570,7 @@ BEGIN
               SELECT v.memory_number, NULL, 0, v.points FROM by_vector v
               WHERE NOT EXISTS (SELECT FROM heard e WHERE e.memory_number = v.memory_number)
               UNION ALL
-              SELECT n.memory_number, NULL, 0, 0 FROM newest n
+              SELECT n.memory_number, n.place, 0, 0 FROM newest n
               UNION ALL
               SELECT NULL, a.place, a.points, 0 FROM around a
               UNION ALL
@@ -2809,6 +2814,245 @@ BEGIN
 END
 $$;
 
+-- ---- schemas/35_conversation.sql
+
+-- Conversations: what was said, message by message, as memories of store 'conversation'.
+
+-- A text without blocks of recalled knowledge and without lines of one, so that what was recalled is not remembered
+-- again; the same as without_recalled() in agent.learning.rendering.
+CREATE FUNCTION agent_private.without_recalled(said text)
+RETURNS text
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    -- {1,1}? makes the whole take as little as it can; Postgres goes by the first part that has a preference.
+    block CONSTANT text := '(?:(<|&lt;)\s{0,8}?learned_knowledge\s{0,8}?(>|&gt;).*?((<|&lt;)\s{0,8}?/\s{0,8}?learned_knowledge\s{0,8}?(>|&gt;)|\Z)){1,1}?';
+    shown CONSTANT text := '^[ \t]*- .*\m\d{4}-\d\d-\d\d, (user|tool|model|external), id [0-9a-f]{8}\][ \t]*$';
+    remaining text := said;
+BEGIN
+    IF strpos(lower(said), 'learned_knowledge') > 0 THEN
+        remaining := regexp_replace(remaining, block, '', 'gi');
+        -- Taking out a block may have made another of what was around it.
+        remaining := left(remaining, coalesce(nullif(regexp_instr(remaining, block, 1, 1, 0, 'i'), 0) - 1, length(remaining)));
+    END IF;
+    IF strpos(remaining, ', id ') > 0 THEN
+        remaining := regexp_replace(remaining, shown, '', 'gn');
+    END IF;
+    RETURN CASE WHEN remaining = said THEN said ELSE btrim(remaining, E' \t\n\r\f\v') END;
+END
+$$;
+
+-- What is kept of a message: at most 20,000 characters, cut between words where there are any. NULL where it says
+-- nothing: white space, punctuation and pictographs alone.
+CREATE FUNCTION agent_private.turn_content(said text)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE
+        WHEN said !~ '[^\s[:punct:][:cntrl:]\u0080-\u00bf\u2000-\u2bff\u3000-\u3004\ufe00-\ufe0f\ufeff\U0001f000-\U0001faff\U000e0000-\U000e0fff]' THEN NULL
+        WHEN length(said) <= 20000 THEN said
+        ELSE left(said, 19700) || regexp_replace(substr(said, 19701, 300), '\s+\S*$', '') END;
+$$;
+
+-- Insert turns that are new, with evidence and words. turns: an array of {memory_id, session_id, turn, kind, speaker,
+-- content, tags, trust, valid_from, source, run_id, message_id} in their order; version is 1 unless they say otherwise.
+-- The caller holds the scope and has made sure that none of them is there. Returns how many.
+CREATE FUNCTION agent_private.insert_turns(turns jsonb)
+RETURNS integer
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    tenant text := current_setting('agent.tenant_id');
+    person text := current_setting('agent.user_id');
+    numbers bigint[];
+BEGIN
+    WITH inserted AS (
+        INSERT INTO public.agent_memory (
+            tenant_id, memory_id, version, store, kind, scope, owner_id, session_id, content, content_hash, tags, turn,
+            speaker, trust, valid_from, source, run_id)
+        SELECT tenant, t.memory_id, coalesce(t.version, 1), 'conversation', t.kind, 'user', person, t.session_id,
+               t.content, agent_private.content_hash(t.content, t.session_id, t.turn), coalesce(t.tags, '{}'), t.turn,
+               t.speaker, t.trust, coalesce(t.valid_from, now()), t.source, t.run_id
+        FROM jsonb_array_elements(turns) WITH ORDINALITY AS e (item, position)
+        CROSS JOIN LATERAL jsonb_populate_record(NULL::public.agent_memory, e.item) AS t
+        ORDER BY e.position
+        RETURNING memory_number)
+    SELECT array_agg(i.memory_number) INTO numbers FROM inserted i;
+    INSERT INTO public.agent_memory_evidence (tenant_id, memory_id, version, scope, owner_id, run_id, message_id)
+    SELECT tenant, (e.item ->> 'memory_id')::uuid, coalesce((e.item ->> 'version')::integer, 1), 'user', person,
+           e.item ->> 'run_id', agent_private.short_id(coalesce(e.item ->> 'message_id', ''))
+    FROM jsonb_array_elements(turns) AS e (item)
+    WHERE e.item ->> 'run_id' IS NOT NULL
+    ON CONFLICT DO NOTHING;
+    PERFORM agent_private.index_memories('user', person, numbers);
+    RETURN coalesce(cardinality(numbers), 0);
+END
+$$;
+
+-- Remember what was said in these runs, by the user and by the assistant, after what is remembered of their sessions.
+-- What an earlier run of the session has told already, under the same message id and in the same words, is passed over.
+-- Turns are numbered in the order in which runs are learned: where an older run comes late, its turns stand at the end,
+-- with their date. Leans on the primary keys of agent_run and agent_memory and on agent_memory_one_per_turn. The caller
+-- holds the scope; its version does not rise, because nothing that is learned rests on turns. Returns how many.
+CREATE FUNCTION agent_private.remember_turns(run_ids text[])
+RETURNS integer
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    tenant text := current_setting('agent.tenant_id');
+    person text := current_setting('agent.user_id');
+    turns jsonb;
+BEGIN
+    WITH said AS MATERIALIZED (
+        SELECT r.run_id, r.session_id, r.started_at, r.finished_at, e.position, e.message ->> 'role' AS kind,
+               e.message ->> 'message_id' AS message_id, e.message ->> 'name' AS name,
+               CASE WHEN jsonb_typeof(r.facts -> 'line') = 'number' THEN (r.facts ->> 'line')::numeric END AS line,
+               agent_private.turn_content(agent_private.without_recalled(e.message ->> 'content')) AS content
+        FROM public.agent_run r
+        CROSS JOIN LATERAL jsonb_array_elements(r.messages) WITH ORDINALITY AS e (message, position)
+        WHERE r.tenant_id = tenant AND r.user_id = person AND r.run_id = ANY (run_ids)
+          AND e.message ->> 'role' IN ('user', 'assistant')
+    ), identified AS MATERIALIZED (
+        -- The id comes from the message. One without an id of its own is named after its words, which may be said again.
+        SELECT s.*, encode(substr(sha256(convert_to(jsonb_build_array(
+                   tenant, person, s.session_id, CASE WHEN s.message_id LIKE 'said-%' THEN s.run_id ELSE '' END, s.message_id,
+                   s.content)::text, 'UTF8')), 1, 16), 'hex')::uuid AS memory_id
+        FROM said s WHERE s.content IS NOT NULL
+    ), fresh AS (
+        SELECT DISTINCT ON (i.memory_id) i.* FROM identified i
+        WHERE NOT EXISTS (SELECT FROM public.agent_memory m WHERE m.tenant_id = tenant AND m.memory_id = i.memory_id)
+        ORDER BY i.memory_id, i.finished_at, i.line, i.run_id, i.position
+    ), placed AS (
+        SELECT f.*, coalesce(last.turn, 0)
+                    + row_number() OVER (PARTITION BY f.session_id ORDER BY f.finished_at, f.line, f.run_id, f.position) AS turn
+        FROM fresh f
+        LEFT JOIN LATERAL (
+            SELECT m.turn FROM public.agent_memory m
+            WHERE m.tenant_id = tenant AND m.scope = 'user' AND m.owner_id = person AND m.session_id = f.session_id
+              AND m.superseded_at IS NULL AND m.turn IS NOT NULL
+            ORDER BY m.turn DESC LIMIT 1) AS last ON true
+    )
+    SELECT jsonb_agg(jsonb_build_object(
+        'memory_id', p.memory_id, 'session_id', p.session_id, 'turn', p.turn, 'kind', p.kind,
+        'speaker', nullif(btrim(left(p.name, 200)), ''), 'content', p.content,
+        'trust', CASE p.kind WHEN 'user' THEN 'user' ELSE 'model' END,
+        'valid_from', CASE p.kind WHEN 'user' THEN least(p.started_at, p.finished_at) ELSE p.finished_at END,
+        'source', 'verbatim', 'run_id', p.run_id, 'message_id', p.message_id) ORDER BY p.session_id, p.turn)
+    INTO turns
+    FROM placed p
+    WHERE p.turn <= 1048575;  -- the number of a turn has 20 bits
+    RETURN CASE WHEN turns IS NULL THEN 0 ELSE agent_private.insert_turns(turns) END;
+END
+$$;
+
+-- What is wrong with the turns of a conversation that are handed in, in words; NULL where they can be kept.
+CREATE FUNCTION agent_private.fault_of_turns(the_session text, turns jsonb)
+RETURNS text
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF coalesce(the_session, '') !~ '\S' OR length(the_session) > 512 OR octet_length(the_session) > 800 THEN
+        RETURN 'a conversation needs a session of at most 512 characters and 800 bytes';
+    END IF;
+    IF coalesce(jsonb_typeof(turns), 'null') <> 'array' OR jsonb_array_length(turns) > 5000 THEN
+        RETURN 'turns are a list of at most 5,000 objects';
+    END IF;
+    IF EXISTS (SELECT FROM jsonb_array_elements(turns) AS t
+               WHERE coalesce(jsonb_typeof(t), 'null') <> 'object' OR coalesce(t ->> 'kind', '') NOT IN ('user', 'assistant')
+                  OR jsonb_typeof(t -> 'content') IS DISTINCT FROM 'string'
+                  OR jsonb_typeof(t -> 'turn') IS DISTINCT FROM 'number'
+                  OR coalesce(jsonb_typeof(t -> 'speaker'), 'null') NOT IN ('string', 'null')
+                  OR coalesce(jsonb_typeof(t -> 'valid_from'), 'null') NOT IN ('string', 'null')) THEN
+        RETURN 'every turn needs its number, a kind (user or assistant) and a content; speaker and valid_from are texts';
+    END IF;
+    IF EXISTS (SELECT FROM jsonb_array_elements(turns) AS t
+               WHERE (t ->> 'turn')::numeric NOT BETWEEN 1 AND 1048575 OR (t ->> 'turn')::numeric % 1 <> 0)
+       OR EXISTS (SELECT FROM jsonb_array_elements(turns) AS t GROUP BY (t ->> 'turn')::numeric HAVING count(*) > 1) THEN
+        RETURN 'the turns of a session are numbers from 1 to 1048575, each once';
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+-- Remember a conversation that happened elsewhere, or a part of it: turns: [{turn, kind: user|assistant, content,
+-- speaker?, tags?, valid_from?}], at most 5,000 in a call. A turn of the session that is there already stays as it is,
+-- or gets a new version where it differs; what says nothing (see agent_private.turn_content) is left out. memory_limit:
+-- greatest number of turns of the user; the oldest above it are retired. Leans on agent_memory_one_per_turn; locks the
+-- scope. Returns {added, changed, unchanged, empty, retired_over_limit}.
+CREATE FUNCTION public.add_turns(identity jsonb, the_session text, turns jsonb, memory_limit integer DEFAULT NULL)
+RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous text[];
+    tenant text;
+    person text;
+    fault text;
+    compared record;
+    changed public.agent_memory;
+    retired integer;
+BEGIN
+    identity := agent_private.document(identity);
+    turns := agent_private.document(turns);
+    previous := agent_private.enter(identity);
+    IF previous IS NULL THEN
+        PERFORM agent_private.refuse('PT403', 'nothing can be remembered for nobody: the identity has no tenant or no user');
+    END IF;
+    fault := agent_private.fault_of_turns(the_session, turns);
+    IF fault IS NOT NULL THEN
+        PERFORM agent_private.refuse('PT422', fault);
+    END IF;
+    tenant := current_setting('agent.tenant_id');
+    person := agent_private.touch_scope('user');
+    WITH given AS MATERIALIZED (
+        SELECT (e.item ->> 'turn')::integer AS turn, e.item ->> 'kind' AS kind,
+               agent_private.turn_content(agent_private.without_recalled(e.item ->> 'content')) AS content,
+               nullif(btrim(left(e.item ->> 'speaker', 200)), '') AS speaker, agent_private.tags_of(e.item) AS tags,
+               (e.item ->> 'valid_from')::timestamptz AS valid_from
+        FROM jsonb_array_elements(turns) AS e (item)
+    ), placed AS MATERIALIZED (
+        SELECT g.*, m.memory_id, m.version, m.memory_number,
+               CASE WHEN m.memory_id IS NOT NULL THEN  -- NULL for what is new
+                   m.content_hash = agent_private.content_hash(g.content, the_session, g.turn) AND m.kind = g.kind
+                   AND m.speaker IS NOT DISTINCT FROM g.speaker AND m.tags = g.tags
+                   AND m.valid_from = coalesce(g.valid_from, m.valid_from) END AS is_same
+        FROM given g
+        LEFT JOIN public.agent_memory m
+            ON m.tenant_id = tenant AND m.scope = 'user' AND m.owner_id = person AND m.session_id = the_session
+            AND m.turn = g.turn AND m.superseded_at IS NULL
+        WHERE g.content IS NOT NULL
+    )
+    SELECT count(*) FILTER (WHERE p.is_same) AS unchanged,
+           array_agg(p.memory_number) FILTER (WHERE NOT p.is_same) AS changed,
+           count(*) FILTER (WHERE p.is_same IS NULL) AS added,
+           jsonb_agg(jsonb_build_object(
+               'memory_id', coalesce(p.memory_id, gen_random_uuid()), 'version', coalesce(p.version, 0) + 1,
+               'session_id', the_session, 'turn', p.turn, 'kind', p.kind, 'speaker', p.speaker, 'content', p.content,
+               'tags', to_jsonb(p.tags), 'trust', CASE p.kind WHEN 'user' THEN 'user' ELSE 'model' END,
+               'valid_from', p.valid_from, 'source', 'import') ORDER BY p.turn) FILTER (WHERE p.is_same IS NOT TRUE) AS to_write
+    INTO compared
+    FROM placed p;
+    FOR changed IN SELECT m.* FROM unnest(compared.changed) AS n JOIN public.agent_memory m ON m.memory_number = n LOOP
+        PERFORM agent_private.close_memory(changed, 'updated');
+    END LOOP;
+    IF compared.to_write IS NOT NULL THEN
+        PERFORM agent_private.insert_turns(compared.to_write);
+    END IF;
+    retired := agent_private.hold_to_limit('conversation', memory_limit);
+    PERFORM agent_private.leave(previous);
+    RETURN jsonb_build_object(
+        'added', compared.added, 'changed', coalesce(cardinality(compared.changed), 0), 'unchanged', compared.unchanged,
+        'empty', jsonb_array_length(turns) - compared.added - compared.unchanged - coalesce(cardinality(compared.changed), 0),
+        'retired_over_limit', retired);
+END
+$$;
+
 -- ---- schemas/40_learning.sql
 
 -- Learning: what waits, and the one transaction that applies what was learned from it.
@@ -2838,12 +3082,13 @@ BEGIN
       AND s.owner_id = current_setting('agent.user_id');
     SELECT coalesce(jsonb_agg(jsonb_build_object(
                'run_id', r.run_id, 'agent_id', r.agent_id, 'status', r.status, 'messages', r.messages,
-               'tool_errors', r.tool_errors, 'finished_at', r.finished_at) ORDER BY r.finished_at, r.run_id), '[]')
+               'tool_errors', r.tool_errors, 'finished_at', r.finished_at) ORDER BY r.finished_at, r.line, r.run_id), '[]')
     INTO runs
-    FROM (SELECT * FROM public.agent_run w
+    FROM (SELECT w.*, CASE WHEN jsonb_typeof(w.facts -> 'line') = 'number' THEN (w.facts ->> 'line')::numeric END AS line
+          FROM public.agent_run w
           WHERE w.tenant_id = current_setting('agent.tenant_id') AND w.user_id = current_setting('agent.user_id')
             AND w.session_id = identity ->> 'session_id' AND w.learned_at IS NULL AND w.status = 'completed'
-          ORDER BY w.finished_at, w.run_id LIMIT run_limit) AS r;
+          ORDER BY w.finished_at, line, w.run_id LIMIT run_limit) AS r;
     SELECT left(string_agg(m ->> 'content', ' '), 4000) INTO said
     FROM jsonb_array_elements(runs) AS r, jsonb_array_elements(r -> 'messages') AS m
     WHERE m ->> 'role' = 'user';
@@ -2859,8 +3104,12 @@ $$;
 -- Apply what was learned from these runs and mark them learned: all of it or nothing.
 -- operations: [{action: write|retire, …learning of write_memory or retire_memory}]. expected_version is the
 -- scope_version that pending_learning gave (NULL: the operations rest on nothing that was known): if anything was written
--- since, or a run was learned already, it raises PT409 and changes nothing. limits: {store: greatest number of memories}. Returns {receipts, retired_over_limit}.
-CREATE FUNCTION public.apply_learning(identity jsonb, run_ids text[], operations jsonb, expected_version bigint, limits jsonb DEFAULT '{}')
+-- since, or a run was learned already, it raises PT409 and changes nothing. limits: {store: greatest number of memories}.
+-- keep_turns: whether what was said in the runs is remembered word for word. Returns {receipts, turns, retired_over_limit};
+-- turns is how many.
+CREATE FUNCTION public.apply_learning(
+    identity jsonb, run_ids text[], operations jsonb, expected_version bigint, limits jsonb DEFAULT '{}',
+    keep_turns boolean DEFAULT true)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -2873,6 +3122,7 @@ DECLARE
     marked integer;
     operation jsonb;
     receipts jsonb := '[]';
+    turns integer := 0;
     over_limit integer := 0;
     stored record;
 BEGIN
@@ -2902,11 +3152,14 @@ BEGIN
     FOR operation IN SELECT o FROM jsonb_array_elements(operations) AS o LOOP
         receipts := receipts || jsonb_build_array(agent_private.apply_operation(operation));
     END LOOP;
+    IF keep_turns THEN
+        turns := agent_private.remember_turns(run_ids);
+    END IF;
     FOR stored IN SELECT key AS name, value::integer AS memory_limit FROM jsonb_each_text(limits) LOOP
         over_limit := over_limit + agent_private.hold_to_limit(stored.name, stored.memory_limit);
     END LOOP;
     PERFORM agent_private.leave(previous);
-    RETURN jsonb_build_object('receipts', receipts, 'retired_over_limit', over_limit);
+    RETURN jsonb_build_object('receipts', receipts, 'turns', turns, 'retired_over_limit', over_limit);
 END
 $$;
 
@@ -3539,7 +3792,8 @@ BEGIN
 END
 $$;
 
--- Current memories of an identity, newest first. wanted: any of store, kind, field, session_id must fit.
+-- Current memories of an identity, newest first. wanted: any of store, kind, field, session_id and begins (of the id) must
+-- fit. Turns of conversations come where the store conversation or an id is wanted; they would hide all else.
 CREATE FUNCTION public.get_learnings(identity jsonb, wanted jsonb DEFAULT '{}', memory_limit integer DEFAULT 100, memory_offset integer DEFAULT 0)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
@@ -3559,7 +3813,9 @@ BEGIN
     FROM (SELECT m.* FROM public.agent_memory m
           WHERE m.tenant_id = current_setting('agent.tenant_id') AND m.superseded_at IS NULL
             AND m.scope = 'user' AND m.owner_id = current_setting('agent.user_id')
-            AND (wanted ->> 'store' IS NULL OR m.store = wanted ->> 'store')
+            AND (m.store = wanted ->> 'store' OR wanted ->> 'store' IS NULL
+                 AND (m.store <> 'conversation' OR wanted ->> 'begins' IS NOT NULL))
+            AND (wanted ->> 'begins' IS NULL OR starts_with(m.memory_id::text, wanted ->> 'begins'))
             AND (wanted ->> 'kind' IS NULL OR m.kind = wanted ->> 'kind')
             AND (wanted ->> 'field' IS NULL OR m.field = wanted ->> 'field')
             AND (wanted ->> 'session_id' IS NULL OR m.session_id = wanted ->> 'session_id')
@@ -3749,7 +4005,7 @@ $$;
 REVOKE ALL ON FUNCTION agent_private.forget_jobs(text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION agent_private.forget_jobs(text, text) TO agent_app;
 
--- Who has memories in a tenant and how many; for operators.
+-- Who has memories in a tenant, how many, and how many turns of conversations beside them; for operators.
 CREATE FUNCTION public.list_users(identity jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
@@ -3765,7 +4021,8 @@ BEGIN
         RETURN '[]';
     END IF;
     SELECT coalesce(jsonb_agg(to_jsonb(x) ORDER BY x.last_recorded_at DESC), '[]') INTO found
-    FROM (SELECT m.owner_id AS user_id, count(*) AS memories, max(m.recorded_at) AS last_recorded_at
+    FROM (SELECT m.owner_id AS user_id, count(*) FILTER (WHERE m.store <> 'conversation') AS memories,
+                 count(*) FILTER (WHERE m.store = 'conversation') AS turns, max(m.recorded_at) AS last_recorded_at
           FROM public.agent_memory m
           WHERE m.tenant_id = identity ->> 'tenant_id' AND m.scope = 'user' AND m.superseded_at IS NULL
           GROUP BY m.owner_id) AS x;
@@ -3790,7 +4047,8 @@ BEGIN
         PERFORM agent_private.refuse('PT403', 'no tenant to report on');
     END IF;
     found := jsonb_build_object(
-        'memories', (SELECT count(*) FROM public.agent_memory m WHERE m.superseded_at IS NULL),
+        'memories', (SELECT count(*) FROM public.agent_memory m WHERE m.superseded_at IS NULL AND m.store <> 'conversation'),
+        'turns', (SELECT count(*) FROM public.agent_memory m WHERE m.superseded_at IS NULL AND m.store = 'conversation'),
         'runs', (SELECT count(*) FROM public.agent_run),
         'runs_waiting', (SELECT count(*) FROM public.agent_run r
                          WHERE r.learned_at IS NULL AND r.status = 'completed' AND r.user_id IS NOT NULL)
@@ -3836,12 +4094,13 @@ SELECT agent_private.publish(f, 'user') FROM unnest(ARRAY[
     'public.get_learnings(jsonb, jsonb, integer, integer)',
     'public.delete_learning(jsonb, uuid)',
     'public.delete_learnings(jsonb, uuid[])',
-    'public.clear_learnings(jsonb, text)']::regprocedure[]) AS f;
+    'public.clear_learnings(jsonb, text)',
+    'public.add_turns(jsonb, text, jsonb, integer)']::regprocedure[]) AS f;
 
 -- Learning, importing, listing over users and erasing are for servers.
 SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.pending_learning(jsonb, integer, integer)',
-    'public.apply_learning(jsonb, text[], jsonb, bigint, jsonb)',
+    'public.apply_learning(jsonb, text[], jsonb, bigint, jsonb, boolean)',
     'public.expedite_learning(jsonb)',
     'public.queue_state(text)',
     'public.retry_learning(jsonb, text, double precision, integer)',

@@ -485,7 +485,7 @@ DECLARE
     surplus public.agent_memory;
     retired integer := 0;
 BEGIN
-    IF memory_limit IS NULL OR (the_store = 'user_memory' AND NOT EXISTS (
+    IF memory_limit IS NULL OR (agent_private.is_searched(the_store) AND NOT EXISTS (
         SELECT FROM public.agent_scope s
         WHERE s.tenant_id = current_setting('agent.tenant_id') AND s.scope = 'user'
           AND s.owner_id = current_setting('agent.user_id') AND s.memory_count > memory_limit)) THEN

@@ -466,7 +466,8 @@ BEGIN
                     FROM public.agent_memory_evidence v
                     JOIN public.agent_memory m USING (tenant_id, memory_id, version)
                     WHERE v.tenant_id = r.tenant_id AND v.run_id = r.run_id
-                      AND (m.scope <> 'user' OR m.owner_id = r.user_id)))
+                      AND (m.scope <> 'user' OR m.owner_id = r.user_id)
+                      AND m.store <> 'conversation'))  -- those are its messages
     INTO found
     FROM public.agent_run r
     WHERE r.tenant_id = identity ->> 'tenant_id' AND r.run_id = the_run_id;

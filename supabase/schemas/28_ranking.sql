@@ -56,7 +56,7 @@ AS $$
 #variable_conflict use_column
 DECLARE
     tenant text := current_setting('agent.tenant_id');
-    store_to_fill_up text := CASE the_scope WHEN 'tenant' THEN 'application' ELSE 'user_memory' END;
+    stores_to_fill_up text[] := CASE the_scope WHEN 'tenant' THEN '{application}' ELSE '{user_memory,conversation}' END;
     everything boolean := filters = '{}' AND as_of IS NULL;
     rules record;
     words text[];
@@ -136,13 +136,17 @@ BEGIN
               GROUP BY x.word) AS w ON w.word = s.word
         GROUP BY s.session
     ), newest AS (
-        SELECT m.memory_number
-        FROM public.agent_memory m
-        WHERE m.tenant_id = tenant AND m.scope = the_scope AND m.owner_id = the_owner AND m.store = store_to_fill_up
-          AND m.superseded_at IS NULL AND (everything OR agent_private.fits(m, filters, as_of))
-          AND NOT (m.kind = 'conversation' AND agent_private.is_question(m.content))
+        SELECT n.memory_number, n.place
+        FROM unnest(stores_to_fill_up) AS f (store)
+        CROSS JOIN LATERAL (  -- the newest of each store by the index, then those of both; of turns what users stated
+            SELECT m.memory_number, agent_private.place_of(m.session_id, m.turn) AS place
+            FROM public.agent_memory m
+            WHERE m.tenant_id = tenant AND m.scope = the_scope AND m.owner_id = the_owner AND m.store = f.store
+              AND m.superseded_at IS NULL AND (everything OR agent_private.fits(m, filters, as_of))
+              AND (m.store <> 'conversation' OR m.kind = 'user' AND NOT agent_private.is_question(m.content))
+            ORDER BY m.memory_number DESC LIMIT 50) AS n
         -- To fill up what words leave free; a few always, for the newest may matter more than the last of many words.
-        ORDER BY m.memory_number DESC LIMIT (SELECT greatest(10, least(50, memory_limit - count(*))) FROM by_words)
+        ORDER BY n.memory_number DESC LIMIT (SELECT greatest(10, least(50, memory_limit - count(*))) FROM by_words)
     ), candidates AS (  -- what is no turn by its number, turns by their place, with the number of those found themselves
         SELECT max(c.memory_number) AS memory_number, c.place, max(c.word_points) AS word_points, max(c.vector_points) AS vector_points
         FROM (SELECT w.memory_number, NULL::bigint AS place, w.points AS word_points, 0::double precision AS vector_points
@@ -151,7 +155,7 @@ BEGIN
               SELECT v.memory_number, NULL, 0, v.points FROM by_vector v
               WHERE NOT EXISTS (SELECT FROM heard e WHERE e.memory_number = v.memory_number)
               UNION ALL
-              SELECT n.memory_number, NULL, 0, 0 FROM newest n
+              SELECT n.memory_number, n.place, 0, 0 FROM newest n
               UNION ALL
               SELECT NULL, a.place, a.points, 0 FROM around a
               UNION ALL

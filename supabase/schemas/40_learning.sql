@@ -25,12 +25,13 @@ BEGIN
       AND s.owner_id = current_setting('agent.user_id');
     SELECT coalesce(jsonb_agg(jsonb_build_object(
                'run_id', r.run_id, 'agent_id', r.agent_id, 'status', r.status, 'messages', r.messages,
-               'tool_errors', r.tool_errors, 'finished_at', r.finished_at) ORDER BY r.finished_at, r.run_id), '[]')
+               'tool_errors', r.tool_errors, 'finished_at', r.finished_at) ORDER BY r.finished_at, r.line, r.run_id), '[]')
     INTO runs
-    FROM (SELECT * FROM public.agent_run w
+    FROM (SELECT w.*, CASE WHEN jsonb_typeof(w.facts -> 'line') = 'number' THEN (w.facts ->> 'line')::numeric END AS line
+          FROM public.agent_run w
           WHERE w.tenant_id = current_setting('agent.tenant_id') AND w.user_id = current_setting('agent.user_id')
             AND w.session_id = identity ->> 'session_id' AND w.learned_at IS NULL AND w.status = 'completed'
-          ORDER BY w.finished_at, w.run_id LIMIT run_limit) AS r;
+          ORDER BY w.finished_at, line, w.run_id LIMIT run_limit) AS r;
     SELECT left(string_agg(m ->> 'content', ' '), 4000) INTO said
     FROM jsonb_array_elements(runs) AS r, jsonb_array_elements(r -> 'messages') AS m
     WHERE m ->> 'role' = 'user';
@@ -46,8 +47,12 @@ $$;
 -- Apply what was learned from these runs and mark them learned: all of it or nothing.
 -- operations: [{action: write|retire, …learning of write_memory or retire_memory}]. expected_version is the
 -- scope_version that pending_learning gave (NULL: the operations rest on nothing that was known): if anything was written
--- since, or a run was learned already, it raises PT409 and changes nothing. limits: {store: greatest number of memories}. Returns {receipts, retired_over_limit}.
-CREATE FUNCTION public.apply_learning(identity jsonb, run_ids text[], operations jsonb, expected_version bigint, limits jsonb DEFAULT '{}')
+-- since, or a run was learned already, it raises PT409 and changes nothing. limits: {store: greatest number of memories}.
+-- keep_turns: whether what was said in the runs is remembered word for word. Returns {receipts, turns, retired_over_limit};
+-- turns is how many.
+CREATE FUNCTION public.apply_learning(
+    identity jsonb, run_ids text[], operations jsonb, expected_version bigint, limits jsonb DEFAULT '{}',
+    keep_turns boolean DEFAULT true)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -60,6 +65,7 @@ DECLARE
     marked integer;
     operation jsonb;
     receipts jsonb := '[]';
+    turns integer := 0;
     over_limit integer := 0;
     stored record;
 BEGIN
@@ -89,11 +95,14 @@ BEGIN
     FOR operation IN SELECT o FROM jsonb_array_elements(operations) AS o LOOP
         receipts := receipts || jsonb_build_array(agent_private.apply_operation(operation));
     END LOOP;
+    IF keep_turns THEN
+        turns := agent_private.remember_turns(run_ids);
+    END IF;
     FOR stored IN SELECT key AS name, value::integer AS memory_limit FROM jsonb_each_text(limits) LOOP
         over_limit := over_limit + agent_private.hold_to_limit(stored.name, stored.memory_limit);
     END LOOP;
     PERFORM agent_private.leave(previous);
-    RETURN jsonb_build_object('receipts', receipts, 'retired_over_limit', over_limit);
+    RETURN jsonb_build_object('receipts', receipts, 'turns', turns, 'retired_over_limit', over_limit);
 END
 $$;
 

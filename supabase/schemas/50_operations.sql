@@ -94,7 +94,8 @@ BEGIN
 END
 $$;
 
--- Current memories of an identity, newest first. wanted: any of store, kind, field, session_id must fit.
+-- Current memories of an identity, newest first. wanted: any of store, kind, field, session_id and begins (of the id) must
+-- fit. Turns of conversations come where the store conversation or an id is wanted; they would hide all else.
 CREATE FUNCTION public.get_learnings(identity jsonb, wanted jsonb DEFAULT '{}', memory_limit integer DEFAULT 100, memory_offset integer DEFAULT 0)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
@@ -114,7 +115,9 @@ BEGIN
     FROM (SELECT m.* FROM public.agent_memory m
           WHERE m.tenant_id = current_setting('agent.tenant_id') AND m.superseded_at IS NULL
             AND m.scope = 'user' AND m.owner_id = current_setting('agent.user_id')
-            AND (wanted ->> 'store' IS NULL OR m.store = wanted ->> 'store')
+            AND (m.store = wanted ->> 'store' OR wanted ->> 'store' IS NULL
+                 AND (m.store <> 'conversation' OR wanted ->> 'begins' IS NOT NULL))
+            AND (wanted ->> 'begins' IS NULL OR starts_with(m.memory_id::text, wanted ->> 'begins'))
             AND (wanted ->> 'kind' IS NULL OR m.kind = wanted ->> 'kind')
             AND (wanted ->> 'field' IS NULL OR m.field = wanted ->> 'field')
             AND (wanted ->> 'session_id' IS NULL OR m.session_id = wanted ->> 'session_id')
@@ -304,7 +307,7 @@ $$;
 REVOKE ALL ON FUNCTION agent_private.forget_jobs(text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION agent_private.forget_jobs(text, text) TO agent_app;
 
--- Who has memories in a tenant and how many; for operators.
+-- Who has memories in a tenant, how many, and how many turns of conversations beside them; for operators.
 CREATE FUNCTION public.list_users(identity jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
@@ -320,7 +323,8 @@ BEGIN
         RETURN '[]';
     END IF;
     SELECT coalesce(jsonb_agg(to_jsonb(x) ORDER BY x.last_recorded_at DESC), '[]') INTO found
-    FROM (SELECT m.owner_id AS user_id, count(*) AS memories, max(m.recorded_at) AS last_recorded_at
+    FROM (SELECT m.owner_id AS user_id, count(*) FILTER (WHERE m.store <> 'conversation') AS memories,
+                 count(*) FILTER (WHERE m.store = 'conversation') AS turns, max(m.recorded_at) AS last_recorded_at
           FROM public.agent_memory m
           WHERE m.tenant_id = identity ->> 'tenant_id' AND m.scope = 'user' AND m.superseded_at IS NULL
           GROUP BY m.owner_id) AS x;
@@ -345,7 +349,8 @@ BEGIN
         PERFORM agent_private.refuse('PT403', 'no tenant to report on');
     END IF;
     found := jsonb_build_object(
-        'memories', (SELECT count(*) FROM public.agent_memory m WHERE m.superseded_at IS NULL),
+        'memories', (SELECT count(*) FROM public.agent_memory m WHERE m.superseded_at IS NULL AND m.store <> 'conversation'),
+        'turns', (SELECT count(*) FROM public.agent_memory m WHERE m.superseded_at IS NULL AND m.store = 'conversation'),
         'runs', (SELECT count(*) FROM public.agent_run),
         'runs_waiting', (SELECT count(*) FROM public.agent_run r
                          WHERE r.learned_at IS NULL AND r.status = 'completed' AND r.user_id IS NOT NULL)

@@ -17,12 +17,13 @@ SELECT agent_private.publish(f, 'user') FROM unnest(ARRAY[
     'public.get_learnings(jsonb, jsonb, integer, integer)',
     'public.delete_learning(jsonb, uuid)',
     'public.delete_learnings(jsonb, uuid[])',
-    'public.clear_learnings(jsonb, text)']::regprocedure[]) AS f;
+    'public.clear_learnings(jsonb, text)',
+    'public.add_turns(jsonb, text, jsonb, integer)']::regprocedure[]) AS f;
 
 -- Learning, importing, listing over users and erasing are for servers.
 SELECT agent_private.publish(f, 'server') FROM unnest(ARRAY[
     'public.pending_learning(jsonb, integer, integer)',
-    'public.apply_learning(jsonb, text[], jsonb, bigint, jsonb)',
+    'public.apply_learning(jsonb, text[], jsonb, bigint, jsonb, boolean)',
     'public.expedite_learning(jsonb)',
     'public.queue_state(text)',
     'public.retry_learning(jsonb, text, double precision, integer)',

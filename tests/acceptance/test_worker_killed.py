@@ -120,8 +120,9 @@ def test_fifty_kills_lose_no_run_and_double_none(learning_database: ThrowawayDat
     assert runs > 100
     assert value(url, "SELECT count(*) FROM agent_run") == runs
     assert value(url, "SELECT count(*) FROM agent_run WHERE learned_at IS NOT NULL") == runs
-    assert value(url, "SELECT count(*) FROM agent_memory") == runs
-    assert value(url, "SELECT count(*) FROM agent_memory WHERE superseded_at IS NULL AND version = 1") == runs
+    said = "SELECT count(*) FROM agent_memory WHERE kind = 'user'"
+    assert value(url, said) == runs
+    assert value(url, f"{said} AND superseded_at IS NULL AND version = 1") == runs
     learned = rows(
         url,
         """
@@ -129,12 +130,15 @@ def test_fifty_kills_lose_no_run_and_double_none(learning_database: ThrowawayDat
         FROM agent_memory_evidence e
         JOIN agent_memory m ON m.tenant_id = e.tenant_id AND m.memory_id = e.memory_id AND m.version = e.version
         JOIN agent_run r ON r.tenant_id = e.tenant_id AND r.run_id = e.run_id
+        WHERE m.kind = 'user'
         """,
     )
     assert sorted(run_id for run_id, *_ in learned) == sorted(recording.recorded), "each run is evidence once"
     assert all(all(fits) for _, *fits in learned)
     assert counted_scopes(url) == recounted_scopes(url)
-    assert sum(memories for memories, _ in counted_scopes(url).values()) == runs
+    assert sum(memories for memories, _ in counted_scopes(url).values()) == value(
+        url, "SELECT count(*) FROM agent_memory"
+    )
 
 
 def _waiting(url: str) -> int:

@@ -60,8 +60,10 @@ def run_of(machine: LearningMachine, run_id: str) -> dict[str, Any]:
 
 
 def memories_of(machine: LearningMachine, user_id: str) -> list[str]:
-    """What is known of a user, newest first."""
-    found = asyncio.run(machine.get_learnings(identity=Identity(user_id=user_id)))
+    """What is known of a user, newest first, and what they said."""
+    who = Identity(user_id=user_id)
+    found = asyncio.run(machine.get_learnings(identity=who))
+    found += asyncio.run(machine.get_learnings(identity=who, store="conversation", kind="user"))
     return [memory["content"] for memory in found]
 
 

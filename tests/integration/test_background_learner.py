@@ -424,7 +424,12 @@ async def test_curating_retires_what_is_past_or_doubled_or_too_much_and_a_second
 
 @pytest.mark.parametrize(
     ("of_machines", "common"),
-    [([], {}), ([3, 10], {"user_memory": 10}), ([3, None], {}), ([3], {"user_memory": 3})],
+    [
+        ([], {}),
+        ([3, 10], {"user_memory": 10, "conversation": 20_000}),
+        ([3, None], {"conversation": 20_000}),
+        ([3], {"user_memory": 3, "conversation": 20_000}),
+    ],
 )
 def test_only_a_limit_that_every_machine_of_the_process_has_holds(
     of_machines: list[int | None], common: dict[str, int], settings: Settings, monkeypatch: pytest.MonkeyPatch

@@ -416,7 +416,7 @@ async def test_what_was_kept_is_learned_once_the_database_is_migrated(tmp_path: 
             await migrate(database.url)
             assert await machine.drain()
             assert machine.recorder.spool.count() == 0
-            known = await machine.get_learnings(identity=ADA)
+            known = await machine.get_learnings(identity=ADA, store="conversation", kind="user")
             assert [memory["content"] for memory in known] == ["I have a cat"]
         finally:
             with suppress(LearningError):

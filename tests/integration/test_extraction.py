@@ -736,23 +736,27 @@ async def test_without_a_model_the_words_of_the_user_are_kept(lab: Lab) -> None:
         said("Her name is Zoë", "u4"),
     )
     assert await lab.learn(machine) == 1
-    memories = await lab.known()
-    assert [memory["content"] for memory in memories] == ["I have a cat", "Her name is Zoë"]
-    assert {memory["kind"] for memory in memories} == {"conversation"}
-    (because,) = await lab.evidence(memories[1])
-    assert (because["run_id"], because["message_id"], because["quote"]) == (run_id, "u4", "Her name is Zoë")
+    assert await lab.known() == []
+    turns = await lab.known(store="conversation")
+    assert [(turn["kind"], turn["content"]) for turn in turns] == [
+        ("user", "I have a cat"), ("assistant", "How nice."), ("user", "Her name is Zoë"),
+    ]  # fmt: skip
+    (because,) = await lab.evidence(turns[2])
+    assert (because["run_id"], because["message_id"]) == (run_id, "u4")
 
 
-async def test_without_a_model_nothing_is_kept_of_stores_left_to_tools(lab: Lab) -> None:
-    machine = lab.machine("none", user_memory=UserMemoryConfig(mode=LearningMode.AGENTIC))
+async def test_without_a_model_and_without_conversations_nothing_is_kept(lab: Lab) -> None:
+    machine = lab.machine("none", conversation=False)
     await lab.record(said("I have a cat"))
     assert await lab.learn(machine) == 1
-    assert await lab.known() == []
+    assert await lab.known() == await lab.known(store="conversation") == []
 
 
-async def test_without_a_model_a_very_long_turn_is_cut(lab: Lab) -> None:
+async def test_a_very_long_turn_is_cut_between_words(lab: Lab) -> None:
     machine = lab.machine("none")
-    await lab.record(said("word " * 200_000))
+    await lab.record(said("wording " * 100_000), said("x" * 100_000, "u2"))
     assert await lab.learn(machine) == 1
-    (content,) = await lab.contents()
-    assert len(content) <= 8_000
+    words, letters = await lab.contents(store="conversation")
+    assert words.endswith("wording")
+    assert 19_980 < len(words) <= 20_000
+    assert letters == "x" * 20_000

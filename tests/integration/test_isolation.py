@@ -48,6 +48,10 @@ FOR_USERS: dict[str, dict[str, Any]] = {
     "delete_learning": {"the_memory_id": SOME_ID},
     "delete_learnings": {"the_memory_ids": [SOME_ID]},
     "clear_learnings": {},
+    "add_turns": {
+        "the_session": "s1",
+        "turns": [{"turn": 1, "kind": "user", "content": "Written by the call"}],
+    },
 }
 FOR_SERVERS: dict[str, dict[str, Any]] = {
     "pending_learning": {},
@@ -903,7 +907,7 @@ async def test_a_function_of_somebody_who_may_create_in_public_is_not_run_by_the
         async with queue_app(learning_database.url, [machine]) as app:
             await app.run_worker_async(wait=False, install_signal_handlers=False)
     await machine.aclose()
-    assert await database.call("get_learnings", ADA) != []
+    assert await database.call("get_learnings", ADA, wanted={"store": "conversation"}) != []
     assert rows(learning_database.url, "SELECT status::text FROM agent_queue.procrastinate_jobs") in (
         [],
         [("succeeded",)],

@@ -89,7 +89,7 @@ async def test_an_approval_without_a_user_belongs_to_the_one_who_asked(machine: 
     await machine.drain()
 
     assert "has been deleted" in done["messages"][-1].text
-    learned = await machine.get_learnings(identity=ADA)
+    learned = await machine.get_learnings(identity=ADA, store="conversation", kind="user")
     assert ["Please delete my account" in memory["content"] for memory in learned].count(True) == 1
 
 
@@ -147,7 +147,7 @@ async def test_the_teams_own_talk_is_neither_kept_nor_learned(machine: LearningM
     assert (state["qa_returns"], state["escalated"]) == (1, True)
     assert [message.type for message in state["messages"]] == ["human", "ai", "tool", "ai"]
     assert not [message for message in state["messages"] if message.name == REVIEWER]
-    learned = await machine.get_learnings(identity=ADA, store="user_memory")
+    learned = await machine.get_learnings(identity=ADA, store="conversation", kind="user")
     assert [memory["content"] for memory in learned] == ["This is unacceptable, refund order A1005"]
 
 

@@ -181,7 +181,8 @@ async def test_none_turns_models_off_though_there_is_a_key(make: Make) -> None:
         assert await learn(machine) == 1
         assert (await portal().run(machine.recall(ADA.with_(session_id="t2"), "cat"))).text
     assert server.requests == []
-    assert await contents(machine) == ["I have a cat"]
+    (turn,) = await machine.get_learnings(identity=ADA, store="conversation")
+    assert turn["content"] == "I have a cat"
 
 
 async def test_without_a_model_vectors_are_made_of_the_words_of_the_user(make: Make) -> None:

@@ -133,7 +133,7 @@ async def test_the_agent_answers_while_the_database_is_away(
     back = make(worker=WorkerMode.INSIDE)
     assert await _deliver(back) == 1
     assert await back.drain()
-    known = await back.get_learnings(identity=ADA)
+    known = await back.get_learnings(identity=ADA, store="conversation", kind="user")
     assert [item["content"] for item in known] == ["Hi, I am Ada"]
 
 
@@ -167,7 +167,9 @@ async def test_many_deliverers_at_once_deliver_each_run_once(
     assert value(learning_database.url, "SELECT count(*) FROM agent_run") == 30
     machine = make()
     assert await machine.learn_session(ADA) == 30
-    assert value(learning_database.url, "SELECT count(*) FROM agent_memory_evidence") == 30
+    assert value(learning_database.url, "SELECT count(*) FROM agent_memory_evidence") == 60, (
+        "what was said and the answer"
+    )
 
 
 async def test_a_run_that_was_delivered_but_whose_file_stayed_is_not_recorded_twice(
@@ -185,7 +187,9 @@ async def test_a_run_that_was_delivered_but_whose_file_stayed_is_not_recorded_tw
     assert _files(tmp_path) == []
     assert value(learning_database.url, "SELECT count(*) FROM agent_run") == 1
     assert await machine.learn_session(ADA) == 0
-    assert value(learning_database.url, "SELECT count(*) FROM agent_memory_evidence") == 1
+    assert value(learning_database.url, "SELECT count(*) FROM agent_memory_evidence") == 2, (
+        "what was said and the answer"
+    )
 
 
 async def test_the_parts_of_a_run_meet_in_the_database_in_any_order(

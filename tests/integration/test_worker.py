@@ -114,7 +114,8 @@ def _jobs(url: str) -> list[tuple[Any, ...]]:
 
 
 def _assert_each_run_learned_once(url: str, runs: int) -> None:
-    """Of the runs made by `a_run` with texts of their own: each is one memory with one piece of evidence, its run."""
+    """Of the runs made by `a_run` with texts of their own: what the user said in each is one turn with one piece of
+    evidence, its run, and so is the answer."""
     assert value(url, "SELECT count(*) FROM agent_run WHERE learned_at IS NOT NULL") == runs
     found = rows(
         url,
@@ -123,11 +124,11 @@ def _assert_each_run_learned_once(url: str, runs: int) -> None:
                count(*) OVER (PARTITION BY m.memory_id)
         FROM agent_memory_evidence e JOIN agent_memory m USING (tenant_id, memory_id, version)
         JOIN agent_run r ON r.tenant_id = e.tenant_id AND r.run_id = e.run_id
-        WHERE m.superseded_at IS NULL
+        WHERE m.superseded_at IS NULL AND m.kind = 'user'
         """,
     )
     assert len(found) == runs
-    assert value(url, "SELECT count(*) FROM agent_memory") == runs
+    assert value(url, "SELECT count(*) FROM agent_memory") == 2 * runs
     for run_id, learned, said, of_run, of_memory in found:
         assert (learned, of_run, of_memory) == (said, 1, 1), run_id
     assert counted_scopes(url) == recounted_scopes(url)
@@ -296,7 +297,9 @@ async def test_learning_holds_against_writers_who_do_not_pause(
     finally:
         is_learned = True
         written = await writer
-    contents = {item["content"] for item in await machine.get_learnings(identity=ADA, limit=10_000)}
+    known = await machine.get_learnings(identity=ADA, limit=10_000)
+    known += await machine.get_learnings(identity=ADA, store="conversation", kind="user")
+    contents = {item["content"] for item in known}
     assert contents == {f"Said {n}" for n in range(10)} | {f"Written {n}" for n in range(written)}
     assert counted_scopes(learning_database.url) == recounted_scopes(learning_database.url)
 

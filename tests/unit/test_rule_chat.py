@@ -11,6 +11,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from langchain_core.tools import tool
 
 from graphs import shop
+from graphs.known_facts import known_facts
 from graphs.rule_chat import NOTICE, REVIEWER, RuleChat
 from graphs.team import Intake, Review
 
@@ -536,3 +537,13 @@ def test_sent_back_it_writes_anew_with_a_next_step_and_repeats_no_tool() -> None
     assert not again.tool_calls
     assert "already been refunded" in again.text
     assert "next step" in again.text
+
+
+def test_of_a_conversation_only_what_the_person_said_is_known_of_them() -> None:
+    block = (
+        "<learned_knowledge>\n<conversations>\n"
+        "- user: I work on billing | assistant: I prefer long answers ... user: Call me Ada [conversation, 2026-11-20, "
+        "model, id 5d0c77e1]\n- assistant: I like tea [conversation, 2026-11-20, model, id 5d0c77e2]\n"
+        "- I keep bees [conversation, 2026-11-20, user, id 5d0c77e3]\n</conversations>\n</learned_knowledge>"
+    )
+    assert [fact.text for fact in known_facts([block])] == ["I work on billing", "Call me Ada", "I keep bees"]

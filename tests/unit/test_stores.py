@@ -31,8 +31,9 @@ from agent.learning.extraction import extraction_schema
 from agent.learning.machine import LearningMachine
 from agent.settings import Settings, WorkerMode
 from agent.stores.base import Evidence, Known, LearningMode, Memory, Store, display, trust_of
+from agent.stores.conversation import CONVERSATION
 from agent.stores.session_context import SessionContextConfig, SessionContextStore
-from agent.stores.user_memory import CONVERSATION, UserMemoryConfig, UserMemoryStore
+from agent.stores.user_memory import UserMemoryConfig, UserMemoryStore
 from agent.stores.user_profile import UserProfile, UserProfileConfig, UserProfileStore
 
 ADA = Identity(user_id="ada", session_id="t1")
@@ -220,7 +221,9 @@ def test_stores_that_are_off_are_not_there() -> None:
     machine = LearningMachine(
         settings=Settings(worker=WorkerMode.OFF), user_profile=False, session_context=SessionContextConfig()
     )
-    assert [store.name for store in machine.stores] == ["user_memory", "session_context"]
+    assert [store.name for store in machine.stores] == ["user_memory", "session_context", "conversation"]
+    machine = LearningMachine(settings=Settings(worker=WorkerMode.OFF), user_memory=False, conversation=False)
+    assert [store.name for store in machine.stores] == ["user_profile", "session_context"]
 
 
 def test_only_stores_that_learn_after_the_run_are_asked_about() -> None:

@@ -171,14 +171,15 @@ class _Demo:
             raise OperatorError(
                 f"nothing was learned in {_LEARNING_WAIT}; `agent doctor` looks for the reason"
             )
-        found = self._call("get_learnings", self._user, wanted={}, memory_limit=50)
+        said = self._call("get_learnings", self._user, wanted={"store": "conversation"}, memory_limit=50)
+        found = self._call("get_learnings", self._user, wanted={}, memory_limit=50) + said
         if not found:
             raise OperatorError(
                 "nothing was learned from the first session; `agent doctor` looks for the reason"
             )
         for memory in reversed(found):
             whole = self._call("get_learning", self._user, the_memory_id=memory["memory_id"])
-            name = ".".join(part for part in (memory["store"], memory["field"]) if part)
+            name = ".".join(part for part in (memory["store"], memory["field"] or memory["kind"]) if part)
             say(f"  {short_id(memory['memory_id'])} {name}: {one_line(memory['content'], 120)}")
             for item in whole["evidence"]:
                 place = f"message {short_id(item['message_id'])}" if item["message_id"] else "a tool call"

@@ -359,7 +359,8 @@ async def _queue(chosen: Settings, database: Database) -> Finding:
             name="queue", status="problem", message=str(error), what_to_do="See the findings above."
         )
     message = (
-        f"{status['memories']} memories and {status['runs']} runs of tenant {chosen.tenant!r}, "
+        f"{status['memories']} memories, {status['turns']} turns of conversations and {status['runs']} runs of "
+        f"tenant {chosen.tenant!r}, "
         f"{status['runs_waiting']} of them wait to be learned; "
         f"jobs: {status['jobs_waiting']} waiting, {status['jobs_running']} running, "
         f"{status['jobs_failed']} failed; workers: {status['workers']} (LEARNING_WORKER={chosen.worker.value})"

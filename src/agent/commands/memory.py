@@ -48,7 +48,7 @@ app = typer.Typer(
     help="Memories: list, search, show where one comes from, erase a user.", no_args_is_help=True
 )
 
-_PAGE = 1000
+_SHOWN = 100
 
 
 class Scope(StrEnum):
@@ -63,26 +63,33 @@ def list_(
     user: UserOption = None,
     store: Annotated[
         str | None,
-        typer.Option(metavar="STORE", help="Only this store: user_profile, user_memory or session_context."),
+        typer.Option(
+            metavar="STORE",
+            help="Only this store: user_profile, user_memory, session_context, conversation.",
+        ),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Show at most so many.")] = 100,
     tenant: TenantOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List what is known about a user, newest first; without a user, the users of whom something is known."""
+    """List what is known about a user, newest first; without a user, the users of whom something is known.
 
-    async def read() -> tuple[Identity | None, list[dict[str, Any]]]:
+    What was said, word for word, is listed with --store conversation alone."""
+
+    async def read() -> tuple[Identity | None, list[dict[str, Any]], bool]:
         async with opened_database() as database:
             identity = user_identity(database, tenant, user)
-            found: list[dict[str, Any]]
             if identity is None:
-                found = await database.call("list_users", tenant_identity(tenant))
-            else:
-                wanted = {} if store is None else {"store": store}
-                found = await database.call("get_learnings", identity, wanted=wanted, memory_limit=limit + 1)
-            return identity, found
+                return None, await database.call("list_users", tenant_identity(tenant)), False
+            found: list[dict[str, Any]] = await database.get_learnings(
+                identity=identity, store=store, limit=limit + 1
+            )
+            said = store is None and await database.get_learnings(
+                identity=identity, store="conversation", limit=1
+            )
+            return identity, found, bool(said)
 
-    identity, found = asyncio.run(read())
+    identity, found, has_said = asyncio.run(read())
     if identity is None:
         if store is not None:
             raise typer.BadParameter(
@@ -97,7 +104,8 @@ def list_(
         return
     if not found:
         where = "" if store is None else f" in store {store!r}"
-        remark(f"Nothing is known about {identity.user_id!r} of tenant {identity.tenant_id!r}{where}.")
+        but = " but what was said" if has_said else ""
+        remark(f"Nothing{but} is known about {identity.user_id!r} of tenant {identity.tenant_id!r}{where}.")
     elif is_terminal():
         columns = (
             Column(title="memory", style="cyan"), Column(title="store"), Column(title="kind"),
@@ -123,6 +131,8 @@ def list_(
         )  # fmt: skip
     if has_more:
         remark(f"The newest {limit} of them; more with --limit {limit * 4}.")
+    if has_said:
+        remark("What was said, word for word: --store conversation")
 
 
 def _print_users(users: list[dict[str, Any]], *, as_json: bool) -> None:
@@ -131,13 +141,25 @@ def _print_users(users: list[dict[str, Any]], *, as_json: bool) -> None:
     elif not users:
         remark("Nothing is known about anybody yet.")
     elif is_terminal():
-        columns = (Column(title="user"), Column(title="memories", is_number=True), Column(title="newest"))
-        rows = [(one_line(user["user_id"]), str(user["memories"]), local_time(user["last_recorded_at"]))
-                for user in users]  # fmt: skip
+        columns = (
+            Column(title="user"), Column(title="memories", is_number=True), Column(title="turns", is_number=True),
+            Column(title="newest"),
+        )  # fmt: skip
+        rows = [
+            (
+                one_line(user["user_id"]),
+                str(user["memories"]),
+                str(user["turns"]),
+                local_time(user["last_recorded_at"]),
+            )
+            for user in users
+        ]
         print_table(columns, rows)
         remark("What is known about one: agent memory list --user USER")
     else:
-        print_lines((user["user_id"], user["memories"], user["last_recorded_at"]) for user in users)
+        print_lines(
+            (user["user_id"], user["memories"], user["last_recorded_at"], user["turns"]) for user in users
+        )
 
 
 @app.command(epilog=f"In a pipe: tab-separated lines without a heading. {EXIT_CODES}")
@@ -248,16 +270,10 @@ def _is_uuid(text: str) -> bool:
 
 
 async def _ids_like(database: Database, identity: Identity, beginning: str) -> list[str]:
-    found: list[str] = []
-    offset = 0
-    while page := await database.call(
-        "get_learnings", identity, wanted={}, memory_limit=_PAGE, memory_offset=offset
-    ):
-        found += [
-            memory["memory_id"] for memory in page if beginning and memory["memory_id"].startswith(beginning)
-        ]
-        offset += len(page)
-    return found
+    if not beginning:
+        return []
+    found = await database.call("get_learnings", identity, wanted={"begins": beginning}, memory_limit=_SHOWN)
+    return [memory["memory_id"] for memory in found]
 
 
 def print_memory(memory: Mapping[str, Any]) -> None:

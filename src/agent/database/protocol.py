@@ -113,7 +113,8 @@ class Database(ABC):
         limit: int = 100,
         offset: int = 0,
     ) -> list[dict[str, Any]]:
-        """Current memories, newest first. At most 10,000 at once."""
+        """Current memories, newest first; turns of conversations only with `store="conversation"`. At most 10,000 at
+        once."""
         wanted = {"store": store, "kind": kind, "field": field}
         found: list[dict[str, Any]] = await self.call(
             "get_learnings",
@@ -230,6 +231,7 @@ JSON_ARGUMENTS = frozenset(
         "patterns",
         "outcomes",
         "sightings",
+        "turns",
         "filters",
     }
 )

@@ -1,6 +1,6 @@
 """From finished runs to operations: one model call for all stores, validated in code (D8).
 
-Where no model is configured, the user's own words of finished runs are the operations.
+Where no model is configured there are no operations: what was said is remembered all the same, by `apply_learning`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ from agent.errors import ConfigurationError, ModelError
 from agent.identity import Identity
 from agent.learning.embedding import kind_of
 from agent.learning.rendering import inert, without_recalled
-from agent.stores.base import Evidence, Known, LearningMode, Memory, Refused, Store
-from agent.stores.user_memory import CONVERSATION, UserMemoryStore
+from agent.stores.base import Evidence, Known, Memory, Refused, Store
 
 CALL_CHARACTERS_MAX = 60_000
 """Longest transcript of one model call; further runs of a session go into the next."""
 _MESSAGE_CHARACTERS_MAX = 6_000
 _MESSAGES_MAX = 300
-_TURN_CHARACTERS_MAX = 8_000
 _ROLES_WITH_EVIDENCE = ("user", "tool")
 _OWN_TOOLS = ("update_user_profile", "save_user_memory")
 """Their answers repeat what was written or known already; that is no new evidence of it."""
@@ -64,37 +62,6 @@ class Extracted:
     run_ids: list[str]
     operations: list[dict[str, Any]] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
-
-
-def verbatim(pending: Pending, stores: Sequence[Store], identity: Identity) -> Extracted:
-    """The user's turns as memories, word for word; none where the user memory is off or left to tools."""
-    extracted = Extracted(run_ids=[run["run_id"] for run in pending.runs])
-    if not any(isinstance(store, UserMemoryStore) and store.mode is LearningMode.ALWAYS for store in stores):
-        return extracted
-    for run in pending.runs:
-        for message in run["messages"]:
-            content = without_recalled(str(message.get("content") or ""))
-            if message["role"] != "user" or not any(character.isalnum() for character in content):
-                continue
-            extracted.operations.append(
-                {
-                    "action": "write",
-                    "store": UserMemoryStore.name,
-                    "kind": CONVERSATION,
-                    "content": content[:_TURN_CHARACTERS_MAX],
-                    "session_id": identity.session_id,
-                    "trust": "user",
-                    "source": "verbatim",
-                    "run_id": run["run_id"],
-                    "valid_from": run["finished_at"],
-                    "evidence": [
-                        Evidence(
-                            run_id=run["run_id"], message_id=message["message_id"], quote=content
-                        ).as_json()
-                    ],
-                }
-            )
-    return extracted
 
 
 async def extract(

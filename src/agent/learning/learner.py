@@ -15,10 +15,11 @@ from agent.events import emit
 from agent.identity import Identity
 from agent.learning import models
 from agent.learning.embedding import Embedder
-from agent.learning.extraction import Extracted, Pending, extract, verbatim
+from agent.learning.extraction import Extracted, Pending, extract
 from agent.learning.in_process_worker import InProcessWorker
 from agent.settings import Settings
 from agent.stores.base import Store
+from agent.stores.conversation import ConversationStore
 
 _CONFLICT_ATTEMPTS = 5
 _EMBEDDING_BATCH = 64
@@ -33,8 +34,8 @@ class Learner:
         settings: of the machine.
         stores: what is learned.
         limits: greatest number of memories by store.
-        model: chat model that extracts, as an object or by name, made at first use; `None`: users' own words are
-            learned.
+        model: chat model that extracts, as an object or by name, made at first use; `None`: what was said is all that
+            is remembered.
         ready_embedder: gives the embedder of the machine, made at first use, or `None` where it has none.
         worker: is told which sessions have nothing left to learn.
     """
@@ -96,7 +97,7 @@ class Learner:
             return None
         model = await self._ready_model()
         extracted = (
-            verbatim(pending, self._stores, identity)
+            Extracted(run_ids=[run["run_id"] for run in pending.runs])
             if model is None
             else await extract(model, pending, self._stores, identity, timeout=self._settings.model_timeout)
         )
@@ -105,9 +106,10 @@ class Learner:
             identity,
             run_ids=extracted.run_ids,
             operations=extracted.operations,
-            # A user's own words rest on nothing that was known: no write of others can make them wrong.
+            # What was said rests on nothing that was known: no write of others can make it wrong.
             expected_version=None if model is None else pending.scope_version,
             limits=self._limits,
+            keep_turns=any(isinstance(store, ConversationStore) for store in self._stores),
         )
         for refused in extracted.refused:
             emit("operation_refused", **identity.as_json(), store=refused.store, reason=refused.reason)
@@ -116,6 +118,7 @@ class Learner:
             **identity.as_json(),
             runs=len(extracted.run_ids),
             operations=len(applied["receipts"]),
+            turns=applied["turns"],
             retired_over_limit=applied["retired_over_limit"],
         )
         return extracted

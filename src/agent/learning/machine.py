@@ -11,6 +11,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from langchain_core.documents import BaseDocumentCompressor
 from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableConfig
@@ -29,6 +30,7 @@ from agent.learning.embedding import Embedder
 from agent.learning.in_process_worker import shared_worker
 from agent.learning.learner import Learner
 from agent.learning.recorder import Recorder
+from agent.learning.reranking import CANDIDATES, Reranker, reranker_of
 from agent.learning.run_identity import resolve_identity
 from agent.learning.run_record import OpenRun, kept_in
 from agent.learning.run_seal import RunSeal
@@ -36,6 +38,7 @@ from agent.learning.run_watch import ambient_run
 from agent.portal import forget_in_forked_child, portal
 from agent.settings import Settings, current_settings
 from agent.stores.base import Store, is_blank
+from agent.stores.conversation import ConversationConfig, ConversationStore
 from agent.stores.session_context import SessionContextConfig, SessionContextStore
 from agent.stores.user_memory import UserMemoryConfig, UserMemoryStore
 from agent.stores.user_profile import UserProfileConfig, UserProfileStore
@@ -47,7 +50,7 @@ _RECORDING_UNWAITED_MAX = 64
 """Runs of a machine on their way to the database before answers wait: what a killed process could lose."""
 _ANSWER_FIRST = timedelta(milliseconds=2)
 """How long a run that was handed over lets its answer go out first."""
-StoreName = Literal["user_profile", "user_memory", "session_context"]
+StoreName = Literal["user_profile", "user_memory", "session_context", "conversation"]
 _STORE_NAMES = get_args(StoreName)
 
 
@@ -61,8 +64,11 @@ class LearningMachine:
         user_profile: `True` for the defaults, `False` for none, or its config.
         user_memory: as `user_profile`.
         session_context: as `user_profile`.
+        conversation: as `user_profile`; what was said, word for word.
         model: chat model that extracts, as an object or LangChain's `provider:model`. `None`: as the settings say.
         embeddings: embedder, likewise.
+        reranker: LangChain document compressor that puts what was found into a better order, as an object or
+            `module:object`. `None`: as the settings say.
         settings: instead of those of the environment.
         database: instead of the one the settings name.
         **absent: stores that this version does not have may be switched off by name.
@@ -78,8 +84,10 @@ class LearningMachine:
         user_profile: bool | UserProfileConfig = True,
         user_memory: bool | UserMemoryConfig = True,
         session_context: bool | SessionContextConfig = True,
+        conversation: bool | ConversationConfig = True,
         model: str | BaseChatModel | None = None,
         embeddings: str | Embeddings | None = None,
+        reranker: str | BaseDocumentCompressor | None = None,
         settings: Settings | None = None,
         database: Database | None = None,
         agent_id: str | None = None,
@@ -96,18 +104,21 @@ class LearningMachine:
                 _store("user_profile", user_profile, UserProfileConfig, UserProfileStore),
                 _store("user_memory", user_memory, UserMemoryConfig, UserMemoryStore),
                 _store("session_context", session_context, SessionContextConfig, SessionContextStore),
+                _store("conversation", conversation, ConversationConfig, ConversationStore),
             )
             if store is not None
         )
         self.queue = queue_of(agent_id, self.stores)
         _check_type("model", model, (str, BaseChatModel))
         _check_type("embeddings", embeddings, (str, Embeddings))
+        _check_type("reranker", reranker, (str, BaseDocumentCompressor))
         self._model_named: str | BaseChatModel | None = (
             model if model is not None else self.settings.extraction_model
         )
         self._embeddings_named: str | Embeddings | None = (
             embeddings if embeddings is not None else self.settings.embedding_model
         )
+        self._reranker_named = reranker if reranker is not None else self.settings.reranker
         if self._model_named == "none":
             self._model_named = None
         if self._embeddings_named == "none":
@@ -124,6 +135,7 @@ class LearningMachine:
         self._recorder: Recorder | None = None
         self._embedder: Embedder | None = None
         self._embedder_lock = asyncio.Lock()
+        self._reranker: Reranker | None = None
         self._worker = shared_worker(self, (_sameness(self._model_named), _sameness(self._embeddings_named)))
         self._learner = Learner(
             self.database,
@@ -209,6 +221,7 @@ class LearningMachine:
                 stores=[store.name for store in self.stores],
                 queue=self.queue,
                 embedder=self._embedder,
+                reranker=self._reranker,
                 delivered=self._worker.recorded,
             )
         return self._recorder
@@ -216,6 +229,7 @@ class LearningMachine:
     async def recall(self, identity: Identity, question: str) -> Any:
         """See `Recorder.recall`."""
         await self.ready_embedder()
+        await self.ready_reranker()
         return await self.recorder.recall(identity, question)
 
     async def record(self, identity: Identity, run: dict[str, Any]) -> bool:
@@ -296,6 +310,22 @@ class LearningMachine:
                 self._recorder = None
             return self._embedder
 
+    async def ready_reranker(self) -> Reranker | None:
+        """The reranker, made at first use; `None` where there is none, or none can be made."""
+        if self._reranker is not None or self._reranker_named is None:
+            return self._reranker
+        named = self._reranker_named
+        try:
+            compressor = await asyncio.to_thread(reranker_of, named)
+        except ConfigurationError as error:
+            emit("reranking_failed", reranker=str(named), reason=str(error))
+            self._reranker_named = None
+            return None
+        if self._reranker is None:
+            self._reranker = Reranker(compressor, timeout=self.settings.reranker_timeout)
+            self._recorder = None
+        return self._reranker
+
     async def _write_by_tool(self, runtime: Any, learnings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Write what an agent's tool says, as evidence of its own call; return the receipts."""
         run = await self.arun_of(getattr(runtime, "state", None))
@@ -375,7 +405,8 @@ class LearningMachine:
         limit: int = 100,
         offset: int = 0,
     ) -> list[dict[str, Any]]:
-        """Current memories, newest first. At most 10,000 at once."""
+        """Current memories, newest first; turns of conversations only with `store="conversation"`, for they would hide
+        all else. At most 10,000 at once."""
         self._check_store(store)
         return await self.database.get_learnings(
             identity=identity, store=store, kind=kind, field=field, limit=limit, offset=offset
@@ -459,6 +490,10 @@ class LearningMachine:
             return operation | {"field": field, "session_id": identity.session_id}
         if field is not None:
             raise InvalidLearning(f"field={field!r}: store={name!r} has no fields")
+        if isinstance(store, ConversationStore):
+            raise InvalidLearning(
+                "store='conversation' holds what was said; semantic_search.add_conversation takes messages"
+            )
         if isinstance(store, UserMemoryStore):
             if kind is not None and kind not in store.config.memory_types:
                 raise InvalidLearning(f"kind={kind!r} is none of memory_types={store.config.memory_types!r}")
@@ -479,7 +514,15 @@ class LearningMachine:
         return await self.database.clear_learnings(identity=identity, store=store)
 
     async def search(
-        self, question: str, *, identity: Identity, limit: int = 5, scope: str = "user"
+        self,
+        question: str,
+        *,
+        identity: Identity,
+        limit: int = 5,
+        scope: str = "user",
+        filters: Mapping[str, Any] | None = None,
+        as_of: str | None = None,
+        rerank: bool = True,
     ) -> list[dict[str, Any]]:
         """The memories of a scope that fit a question best, each with its scores; empty where none does.
 
@@ -488,19 +531,30 @@ class LearningMachine:
             identity: who asks; scope `tenant` needs no user.
             limit: at most so many, up to 200.
             scope: `user`, or for servers `agent` and `tenant`: what discovery learned is the tenant's.
+            filters: as `match_memories` takes them; `SemanticSearch` has them as arguments.
+            as_of: what was believed at that time (ISO 8601); `None` is now.
+            rerank: whether the reranker, where there is one, decides the order.
         """
         if scope == "user":
             somebody(identity)
 
         async def match() -> list[dict[str, Any]]:
             embedder = await self.ready_embedder()
+            reranker = await self.ready_reranker() if rerank else None
             vector: dict[str, Any] = {}
             if embedder is not None and (embedded := await embedder.embed_question(question)):
                 vector = {"question_embedding": embedded, "embedding_model": embedder.name}
             found: list[dict[str, Any]] = await self.database.call(
-                "match_memories", identity, question=question, memory_limit=limit, the_scope=scope, **vector
+                "match_memories",
+                identity,
+                question=question,
+                memory_limit=limit if reranker is None else max(limit, CANDIDATES),
+                the_scope=scope,
+                filters=dict(filters or {}),
+                as_of=as_of,
+                **vector,
             )
-            return found
+            return found if reranker is None else (await reranker.rerank(question, found))[:limit]
 
         return await portal().run(match())
 
@@ -573,7 +627,8 @@ def queue_of(agent_id: str | None, stores: Sequence[Store] = ()) -> str:
     if agent_id is not None:
         return f"{DEFAULT_QUEUE}-{hashlib.sha256(agent_id.encode()).hexdigest()[:16]}"
     settings = repr([store.config for store in stores])
-    if not stores or settings == repr([UserProfileConfig(), UserMemoryConfig(), SessionContextConfig()]):
+    default = repr([UserProfileConfig(), UserMemoryConfig(), SessionContextConfig(), ConversationConfig()])
+    if not stores or settings == default:
         return DEFAULT_QUEUE
     return f"{DEFAULT_QUEUE}-{hashlib.sha256(settings.encode()).hexdigest()[:16]}"
 

@@ -14,6 +14,7 @@ from agent.events import emit
 from agent.identity import Identity
 from agent.learning.embedding import Embedder
 from agent.learning.rendering import Rendered, render
+from agent.learning.reranking import Reranker
 from agent.learning.spool import Spool
 from agent.settings import Settings
 from agent.stores.base import Memory
@@ -36,6 +37,7 @@ class Recorder:
         stores: Sequence[str],
         queue: str,
         embedder: Embedder | None,
+        reranker: Reranker | None = None,
         delivered: Callable[[Identity], Awaitable[None]],
     ) -> None:
         self._database = database
@@ -43,6 +45,7 @@ class Recorder:
         self._stores = list(stores)
         self._queue = queue
         self._embedder = embedder
+        self._reranker = reranker
         self._delivered = delivered
         self._something_waits = True
         self._delivery: asyncio.Task[None] | None = None
@@ -61,7 +64,7 @@ class Recorder:
         try:
             await self._database.prepare()
             async with asyncio.timeout(self._settings.recall_timeout.total_seconds()):
-                memories = await self._recall_memories(identity, question)
+                known = await self._recall_known(identity, question)
         except TimeoutError:
             emit(
                 "recall_failed",
@@ -72,6 +75,11 @@ class Recorder:
         except LearningError as error:
             emit("recall_failed", **identity.as_json(), reason=str(error))
             return _NOTHING
+        if self._reranker is not None:
+            known["memories"] = await self._reranker.rerank(question, known["memories"])
+        memories = [
+            Memory.from_row(item) for part in ("profile", "session", "memories") for item in known[part]
+        ]
         rendered = render(memories, token_budget=self._settings.token_budget)
         emit(
             "knowledge_recalled",
@@ -81,17 +89,17 @@ class Recorder:
         )
         return rendered
 
-    async def _recall_memories(self, identity: Identity, question: str) -> list[Memory]:
+    async def _recall_known(self, identity: Identity, question: str) -> dict[str, list[dict[str, Any]]]:
         vector: dict[str, Any] = {}
         if self._embedder is not None and question.strip():
             embedded = await self._embedder.embed_question(question)
             if embedded is not None:
                 vector = {"question_embedding": embedded, "embedding_model": self._embedder.name}
         wanted = max(_MEMORIES_MIN, min(_MEMORIES_MAX, self._settings.token_budget // _TOKENS_OF_A_MEMORY))
-        row = await self._database.call(
+        known: dict[str, list[dict[str, Any]]] = await self._database.call(
             "recall_context", identity, question=question, stores=self._stores, memory_limit=wanted, **vector
         )
-        return [Memory.from_row(item) for part in ("profile", "session", "memories") for item in row[part]]
+        return known
 
     async def record(self, identity: Identity, run: dict[str, Any]) -> bool:
         """Record a run and order its learning; where the database cannot take it now, keep it on disk.

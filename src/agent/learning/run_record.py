@@ -150,10 +150,12 @@ def message_as_json(message: BaseMessage, said: Sequence[str] | None = None) -> 
             user's.
     """
     text = without_recalled(text_of(message.content))[:_CONTENT_CHARACTERS_MAX]
-    role = _role_of(message)
+    role = role_of(message)
     if role == "user" and said is not None and message.id not in said and _content_key(message) not in said:
         role = "context"
     plain: dict[str, Any] = {"message_id": key_of(message), "role": role, "content": text}
+    if message.name and role in ("user", "assistant"):
+        plain["name"] = message.name
     if isinstance(message, AIMessage) and message.tool_calls:
         plain["tool_calls"] = [
             {"id": call.get("id"), "name": call["name"], "args": _shallow(call["args"])}
@@ -167,7 +169,7 @@ def message_as_json(message: BaseMessage, said: Sequence[str] | None = None) -> 
     return plain
 
 
-def _role_of(message: BaseMessage) -> str:
+def role_of(message: BaseMessage) -> str:
     """By class, because the type of a streamed message is the name of its class."""
     if isinstance(message, ChatMessage):
         return {"human": "user", "ai": "assistant"}.get(message.role, message.role)

@@ -97,6 +97,14 @@ class Memory:
     kind: str = ""
     field: str | None = None
     value: Any = None
+    session_id: str | None = None
+    """Session of a turn, and of what is tied to one."""
+    turn: int | None = None
+    """Place of a turn in its session, from 1; `None` for what is no turn."""
+    speaker: str | None = None
+    """Name of who said a turn, where there is one."""
+    valid_from: str | None = None
+    """When a turn was said; since when something else is so. ISO 8601."""
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Memory:
@@ -111,6 +119,10 @@ class Memory:
             kind=row.get("kind") or "",
             field=row.get("field"),
             value=row.get("value"),
+            session_id=row.get("session_id"),
+            turn=row.get("turn"),
+            speaker=row.get("speaker"),
+            valid_from=row.get("valid_from"),
         )
 
 

@@ -30,9 +30,8 @@ from agent.stores.base import (
     trust_of,
     write_or_say,
 )
+from agent.stores.conversation import CONVERSATION
 
-CONVERSATION = "conversation"
-"""Kind of the verbatim turns that are learned where no model extracts."""
 CONTENT_CHARACTERS_MAX = 2_000
 """Longest observation that a model or a tool may write."""
 
@@ -46,7 +45,7 @@ class UserMemoryConfig:
     max_memories: int | None = 10_000
     """Greatest number of current memories of one user; the oldest above it are retired. `None`: no limit."""
     memory_types: tuple[str, ...] = ("fact", "preference", "goal", "event")
-    """Kinds a memory may have, besides `conversation` for verbatim turns."""
+    """Kinds a memory may have. `conversation` is taken: so turns of conversations are marked in a prompt."""
     instructions: str = ""
     """Added to what the extracting model is told."""
 
