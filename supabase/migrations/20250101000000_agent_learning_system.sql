@@ -1564,14 +1564,12 @@ END
 $$;
 
 -- How much a word says of a memory, in thousandths: the part of BM25 that does not depend on the scope, for memories of
--- 20 words in the mean. Lists are read in this order; scores are computed anew.
+-- 20 words in the mean. Lists are read in this order; scores are computed anew. Without a search_path of its own, so that
+-- the planner puts its expression in the place of the call.
 CREATE FUNCTION agent_private.impact(occurrences integer, word_count integer)
 RETURNS smallint
 LANGUAGE sql IMMUTABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT (2200 * occurrences / (occurrences + 0.3::double precision + 0.045::double precision * word_count))::smallint;
-$$;
+RETURN (2200 * occurrences / (occurrences + 0.3::double precision + 0.045::double precision * word_count))::smallint;
 
 -- The language of the tenant's texts.
 CREATE FUNCTION agent_private.text_language()
@@ -1627,14 +1625,15 @@ DECLARE
     words bigint;
 BEGIN
     WITH words AS MATERIALIZED (
-        SELECT m.memory_number, l.lexeme, l.occurrences, agent_private.place_of(m.session_id, m.turn) AS place,
+        SELECT m.memory_number, l.lexeme, l.occurrences, m.place,
                (sum(l.occurrences) OVER (PARTITION BY m.memory_number))::integer AS word_count
         FROM unnest(the_numbers) AS n (memory_number)
         CROSS JOIN LATERAL (
-            SELECT x.* FROM public.agent_memory x WHERE x.memory_number = n.memory_number AND x.tenant_id = tenant
+            SELECT x.memory_number, agent_private.searched_text(x) AS words_of, agent_private.place_of(x.session_id, x.turn) AS place
+            FROM public.agent_memory x WHERE x.memory_number = n.memory_number AND x.tenant_id = tenant
             LIMIT 1  -- a look-up per memory, whatever the planner believes of tables that nobody has analyzed yet
         ) AS m
-        CROSS JOIN LATERAL agent_private.lexemes(agent_private.searched_text(m), the_language) AS l
+        CROSS JOIN LATERAL agent_private.lexemes(m.words_of, the_language) AS l
     ), posted AS (
         INSERT INTO public.agent_memory_term (tenant_id, scope, owner_id, lexeme, memory_number, occurrences, impact, word_count, place)
         SELECT tenant, the_scope, the_owner, w.lexeme, w.memory_number, w.occurrences,

@@ -38,9 +38,9 @@ _BRIDGES = {
 }
 # What reads the application's tables does so with the rights of who calls.
 _WITH_OWN_RIGHTS = {"code_of_others", "discover_app_structure", "match_app_values", "sample_app_table"}
-# Expressions over pgvector, read once, when they are made, and put in the place of their call.
+# Expressions, read once, when they are made, and put in the place of their call.
 _INLINED = {
-    "fits", "as_vector", "vector_dimensions", "unit_vector", "divergence", "sign_code", "code_distance",
+    "fits", "impact", "as_vector", "vector_dimensions", "unit_vector", "divergence", "sign_code", "code_distance",
 }  # fmt: skip
 _CREATE = re.compile(r"^CREATE (?:OR REPLACE )?FUNCTION (?P<name>[\w.]+)\(", re.MULTILINE)
 
