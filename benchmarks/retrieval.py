@@ -57,21 +57,10 @@ def _embedder() -> MiniLM | None:
     return MiniLM() if is_installed() else None
 
 
-def _vectors(options: argparse.Namespace) -> Section:
-    data = Path(os.environ.get("LEARNING_DATA") or Path(__file__).parents[2] / "shared" / "data")
-    recorded = sorted((data / "locomo").glob("*.json"))
-    if not recorded or not is_installed():
-        lacking = "no recordings in LEARNING_DATA/locomo" if not recorded else "no model (make minilm)"
-        return Section(title="Vectors", text=f"Not measured: {lacking}.")
-    rows = retrieval_vectors.QUICK_ROWS if options.quick else retrieval_vectors.ROWS
-    return retrieval_vectors.section(asyncio.run(retrieval_vectors.measure(rows, recorded, _tell)))
-
-
 PARTS: dict[str, Callable[[argparse.Namespace], Section]] = {
     "updates": _updates,
     "vectors": _vectors,
     "scale": _scale,
-    "vectors": _vectors,
 }
 
 
