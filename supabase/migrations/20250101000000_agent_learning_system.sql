@@ -2432,19 +2432,21 @@ $$;
 --   session: what the words of the whole session add; vector: what the vector adds, at most, for the nearest
 --   vector_beside, vector_near, vector_answer: as beside, near and answer, of the vector
 --   speaker: added where the question names who said it; asked: taken from what is a question
---   shadow: taken from a turn beside a better one; newness: added to the newest candidate, of turns and of others
+--   updated: taken from the older of those that share the same words with the question, where these are nearly all that any
+--   memory shares with it, most from the oldest
+--   newness: added to the newest candidate, of turns and of others
 CREATE FUNCTION agent_private.ranking_weights(
     OUT saturation double precision, OUT length_share double precision,
     OUT session_saturation double precision, OUT session_length_share double precision,
     OUT beside double precision, OUT near double precision, OUT answer double precision, OUT certainty double precision,
     OUT session double precision, OUT vector double precision,
     OUT vector_beside double precision, OUT vector_near double precision, OUT vector_answer double precision,
-    OUT speaker double precision, OUT asked double precision, OUT shadow double precision,
+    OUT speaker double precision, OUT asked double precision, OUT updated double precision,
     OUT newness_of_turns double precision, OUT newness double precision)
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT 0.9, 0.1, 1.2, 0.5, 0.5, 0.3, 1.0, 0.3, 0.3, 0.42, 0.4, 0.1, 0.7, 0.15, 0.2, 0.05, 0.03, 0.1;
+    SELECT 0.9, 0.1, 1.2, 0.5, 0.5, 0.3, 1.0, 0.3, 0.3, 0.42, 0.4, 0.1, 0.7, 0.15, 0.2, 0.1, 0.03, 0.1;
 $$;
 
 -- The best memories for a question within one scope of one owner. Three lists find them, each divided by its best: the
@@ -2496,9 +2498,9 @@ BEGIN
                    * (1 - rules.length_share + rules.length_share * h.word_count / mean_words)) AS points
         FROM agent_private.word_hits(the_scope, the_owner, words, frequencies, memories, filters, as_of) AS h
     ), by_words AS MATERIALIZED (
-        SELECT h.memory_number, h.place, sum(h.points) AS points
+        SELECT h.memory_number, h.place, sum(h.points) AS points, bit_or(1::bigint << h.word) AS own_words
         FROM hits h GROUP BY h.memory_number, h.place
-        ORDER BY points DESC, h.memory_number DESC LIMIT (SELECT greatest(150, least(memory_limit, 200)))
+        ORDER BY points DESC, h.memory_number DESC LIMIT (SELECT greatest(100, least(memory_limit, 200)))
     ), by_vector AS MATERIALIZED (  -- how far above the last of the list, which varies with the model
         SELECT n.memory_number, CASE WHEN n.best = n.last THEN 1
                    ELSE (n.similarity - n.last + (n.best - n.last) / n.many) / ((n.best - n.last) * (1 + 1 / n.many)) END AS points
@@ -2506,12 +2508,12 @@ BEGIN
                      (count(*) OVER ())::double precision AS many
               FROM agent_private.nearest(the_scope, the_owner, question_embedding, embedding_model, 100) AS v) AS n
     ), heard AS MATERIALIZED (  -- turns of conversations that were found themselves, and what neighbours need of them
-        SELECT c.memory_number, c.vector_points, m.session_id, m.turn, m.asked,
+        SELECT c.memory_number, c.own_words, c.vector_points, m.session_id, m.turn, m.asked,
                coalesce(c.place, agent_private.place_of(m.session_id, m.turn)) AS place
-        FROM (SELECT f.memory_number, max(f.place) AS place, max(f.vector_points) AS vector_points
-              FROM (SELECT w.memory_number, w.place, 0::double precision AS vector_points FROM by_words w WHERE w.place IS NOT NULL
+        FROM (SELECT f.memory_number, max(f.place) AS place, max(f.own_words) AS own_words, max(f.vector_points) AS vector_points
+              FROM (SELECT w.memory_number, w.place, w.own_words, 0::double precision AS vector_points FROM by_words w WHERE w.place IS NOT NULL
                     UNION ALL
-                    SELECT v.memory_number, NULL, v.points FROM by_vector v) AS f
+                    SELECT v.memory_number, NULL, 0, v.points FROM by_vector v) AS f
               GROUP BY f.memory_number) AS c
         CROSS JOIN LATERAL (
             SELECT x.session_id, x.turn, agent_private.is_question(x.content) AS asked FROM public.agent_memory x
@@ -2562,23 +2564,27 @@ BEGIN
         -- To fill up what words leave free; a few always, for the newest may matter more than the last of many words.
         ORDER BY n.memory_number DESC LIMIT (SELECT greatest(10, least(50, memory_limit - count(*))) FROM by_words)
     ), candidates AS (  -- what is no turn by its number, turns by their place, with the number of those found themselves
-        SELECT max(c.memory_number) AS memory_number, c.place, max(c.word_points) AS word_points, max(c.vector_points) AS vector_points
-        FROM (SELECT w.memory_number, NULL::bigint AS place, w.points AS word_points, 0::double precision AS vector_points
+        SELECT max(c.memory_number) AS memory_number, c.place, max(c.own_words) AS own_words, max(c.word_points) AS word_points, max(c.vector_points) AS vector_points
+        FROM (SELECT w.memory_number, NULL::bigint AS place, w.own_words, w.points AS word_points, 0::double precision AS vector_points
               FROM by_words w WHERE w.place IS NULL
               UNION ALL
-              SELECT v.memory_number, NULL, 0, v.points FROM by_vector v
+              SELECT v.memory_number, NULL, 0, 0, v.points FROM by_vector v
               WHERE NOT EXISTS (SELECT FROM heard e WHERE e.memory_number = v.memory_number)
               UNION ALL
+<<<<<<< HEAD
               SELECT n.memory_number, n.place, 0, 0 FROM newest n
+=======
+              SELECT n.memory_number, NULL, 0, 0, 0 FROM newest n
+>>>>>>> dfd0995 (Statements that replace others stand above them; a benchmark of what search finds in real conversations, tests of the ranking)
               UNION ALL
-              SELECT NULL, a.place, a.points, 0 FROM around a
+              SELECT NULL, a.place, 0, a.points, 0 FROM around a
               UNION ALL
-              SELECT NULL, a.place, 0, a.points FROM around_vector a
+              SELECT NULL, a.place, 0, 0, a.points FROM around_vector a
               UNION ALL
-              SELECT e.memory_number, e.place, 0, 0 FROM heard e) AS c
+              SELECT e.memory_number, e.place, e.own_words, 0, 0 FROM heard e) AS c
         GROUP BY coalesce(c.place, -c.memory_number), c.place
     ), weighed AS MATERIALIZED (
-        SELECT c.memory_number, c.place, c.word_points / b.words AS word_points, coalesce(s.points / b.session, 0) AS session_points,
+        SELECT c.memory_number, c.place, c.own_words, c.word_points / b.words AS word_points, coalesce(s.points / b.session, 0) AS session_points,
                c.vector_points / b.vector AS vector_points,
                c.word_points / b.words * least(1, b.words / all_weights) ^ rules.certainty
                    + coalesce(s.points / b.session, 0) * rules.session + c.vector_points * rules.vector AS points
@@ -2587,9 +2593,9 @@ BEGIN
                            (SELECT coalesce(nullif(max(y.points), 0), 1) FROM sessions y) AS session
                     FROM candidates x) AS b
         LEFT JOIN sessions s ON s.session = c.place >> 20
-        ORDER BY points DESC, c.memory_number DESC LIMIT 250
+        ORDER BY points DESC, c.memory_number DESC LIMIT (SELECT greatest(150, least(memory_limit, 200) + 50))
     ), found AS MATERIALIZED (
-        SELECT m.*, w.place AS stands, w.word_points, w.session_points, w.vector_points, w.points
+        SELECT m.*, w.own_words, w.word_points, w.session_points, w.vector_points, w.points
         FROM weighed w
         CROSS JOIN LATERAL (
             SELECT * FROM public.agent_memory x
@@ -2600,7 +2606,7 @@ BEGIN
         ) AS m
         WHERE w.memory_number IS NOT NULL
         UNION ALL
-        SELECT m.*, w.place, w.word_points, w.session_points, w.vector_points, w.points
+        SELECT m.*, w.own_words, w.word_points, w.session_points, w.vector_points, w.points
         FROM weighed w
         JOIN (SELECT e.place >> 20 AS session, min(e.session_id) AS session_id FROM heard e GROUP BY e.place >> 20) AS s
           ON w.memory_number IS NULL AND s.session = w.place >> 20 AND s.session_id <> coalesce(session_now, '')
@@ -2618,23 +2624,23 @@ BEGIN
         SELECT f.*, f.points + CASE WHEN n.speaker IS NULL THEN 0 ELSE rules.speaker END
                - CASE WHEN (f.turn IS NOT NULL OR f.kind = 'conversation') AND agent_private.is_question(f.content) THEN rules.asked ELSE 0 END
                + percent_rank() OVER (ORDER BY f.valid_from, f.memory_number)
-                 * CASE WHEN f.turn IS NULL THEN rules.newness ELSE rules.newness_of_turns END AS sum_of_points,
+                 * CASE WHEN f.turn IS NULL THEN rules.newness ELSE rules.newness_of_turns END
+               - CASE WHEN f.own_words > 0 AND f.own_weight >= 0.9::double precision * max(f.own_weight) OVER ()
+                      THEN rules.updated * (1 - cume_dist() OVER (PARTITION BY f.own_words ORDER BY f.valid_from, f.memory_number)) ELSE 0 END
+               AS sum_of_points,
                rank() OVER (ORDER BY f.word_points DESC) AS word_rank, rank() OVER (ORDER BY f.session_points DESC) AS session_rank,
                rank() OVER (ORDER BY f.vector_points DESC) AS vector_rank
-        FROM found f LEFT JOIN named n ON n.speaker = f.speaker
+        FROM (SELECT x.*, (SELECT sum(weights[g.word]) FROM generate_series(1, cardinality(words)) AS g (word)
+                           WHERE x.own_words & (1::bigint << g.word) > 0) AS own_weight FROM found x) AS f
+        LEFT JOIN named n ON n.speaker = f.speaker
     ), best AS (
-        SELECT s.*, s.sum_of_points - CASE
-                   WHEN (lag(s.stands) OVER standing = s.stands - 1 AND lag(s.sum_of_points) OVER standing > s.sum_of_points)
-                        OR (lead(s.stands) OVER standing = s.stands + 1 AND lead(s.sum_of_points) OVER standing > s.sum_of_points)
-                   THEN rules.shadow ELSE 0 END AS final_points
-        FROM scored s
-        WINDOW standing AS (ORDER BY s.stands)
-        ORDER BY final_points DESC, s.memory_number DESC
+        SELECT s.* FROM scored s
+        ORDER BY s.sum_of_points DESC, s.memory_number DESC
         LIMIT least(memory_limit, 200)
     )
     SELECT b.memory_id, b.version, b.store, b.kind, b.content, b.trust, b.tags, b.speaker, b.session_id, b.turn,
-           b.recorded_at, b.valid_from, b.final_points, l.lists, l.ranks, l.scores,
-           row_number() OVER (ORDER BY b.final_points DESC, b.memory_number DESC)
+           b.recorded_at, b.valid_from, b.sum_of_points, l.lists, l.ranks, l.scores,
+           row_number() OVER (ORDER BY b.sum_of_points DESC, b.memory_number DESC)
     FROM best b
     CROSS JOIN LATERAL (
         SELECT coalesce(array_agg(x.list), '{}') AS lists, coalesce(array_agg(x.rank::integer), '{}') AS ranks,
