@@ -2571,11 +2571,7 @@ BEGIN
               SELECT v.memory_number, NULL, 0, 0, v.points FROM by_vector v
               WHERE NOT EXISTS (SELECT FROM heard e WHERE e.memory_number = v.memory_number)
               UNION ALL
-<<<<<<< HEAD
-              SELECT n.memory_number, n.place, 0, 0 FROM newest n
-=======
-              SELECT n.memory_number, NULL, 0, 0, 0 FROM newest n
->>>>>>> dfd0995 (Statements that replace others stand above them; a benchmark of what search finds in real conversations, tests of the ranking)
+              SELECT n.memory_number, n.place, 0, 0, 0 FROM newest n
               UNION ALL
               SELECT NULL, a.place, 0, a.points, 0 FROM around a
               UNION ALL
