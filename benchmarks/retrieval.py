@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import retrieval_scale, retrieval_updates, retrieval_vectors
+from benchmarks import retrieval_quality, retrieval_scale, retrieval_updates, retrieval_vectors
 from benchmarks.environment import commit
 from benchmarks.minilm import MiniLM, is_installed
 from benchmarks.retrieval_report import Section, row_table
@@ -31,6 +31,14 @@ _NO_MODEL = "all-MiniLM-L6-v2 is not installed (`make minilm`)"
 
 def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def _quality(options: argparse.Namespace) -> Section:
+    if not options.data:
+        return Section(title="Recorded conversations", text=_NO_DATA)
+    rows = retrieval_quality.quality(options.data, _embedder(), _tell)
+    method = (retrieval_quality.__doc__ or "").partition("\n")[2].strip()
+    return Section(title="Recorded conversations", rows=rows, text=method)
 
 
 def _vectors(options: argparse.Namespace) -> Section:
@@ -58,6 +66,7 @@ def _embedder() -> MiniLM | None:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Section]] = {
+    "quality": _quality,
     "updates": _updates,
     "vectors": _vectors,
     "scale": _scale,
