@@ -2557,10 +2557,13 @@ BEGIN
         CROSS JOIN LATERAL (  -- the newest of each store by the index, then those of both; of turns what users stated
             SELECT m.memory_number, agent_private.place_of(m.session_id, m.turn) AS place
             FROM public.agent_memory m
-            WHERE m.tenant_id = tenant AND m.scope = the_scope AND m.owner_id = the_owner AND m.store = f.store
+            WHERE m.tenant_id = tenant AND m.scope = the_scope AND m.owner_id = the_owner
+              -- Both bounds and no equality: then no index but agent_memory_by_scope has this order. By number alone all
+              -- memories would be read where a store has none.
+              AND m.store >= f.store AND m.store <= f.store
               AND m.superseded_at IS NULL AND (everything OR agent_private.fits(m, filters, as_of))
               AND (m.store <> 'conversation' OR m.kind = 'user' AND NOT agent_private.is_question(m.content))
-            ORDER BY m.memory_number DESC LIMIT 50) AS n
+            ORDER BY m.store, m.memory_number DESC LIMIT 50) AS n
         -- To fill up what words leave free; a few always, for the newest may matter more than the last of many words.
         ORDER BY n.memory_number DESC LIMIT (SELECT greatest(10, least(50, memory_limit - count(*))) FROM by_words)
     ), candidates AS (  -- what is no turn by its number, turns by their place, with the number of those found themselves
