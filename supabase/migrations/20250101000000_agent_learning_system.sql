@@ -2425,7 +2425,8 @@ $$;
 
 -- The numbers of the ranking, learned once on two conversations of LoCoMo (benchmarks/retrieval_quality.py measures them
 -- on others); the unit of all is the best score by words. What is 0 is off.
---   saturation, length_share: k1 and b of BM25, for a single memory; session_saturation, session_length_share: for a session
+--   saturation, length_share: k1 and b of BM25, for a turn; length_share_alone: b for what is no turn;
+--   session_saturation, session_length_share: the same for a session
 --   beside, near: what a word counts in the turns one and two places from where it was said
 --   answer: what it counts in the turn that follows a question in which it was said
 --   certainty: power of the share of the question's weight that the best has, by which all scores by words are lowered
@@ -2436,7 +2437,7 @@ $$;
 --   memory shares with it, most from the oldest
 --   newness: added to the newest candidate, of turns and of others
 CREATE FUNCTION agent_private.ranking_weights(
-    OUT saturation double precision, OUT length_share double precision,
+    OUT saturation double precision, OUT length_share double precision, OUT length_share_alone double precision,
     OUT session_saturation double precision, OUT session_length_share double precision,
     OUT beside double precision, OUT near double precision, OUT answer double precision, OUT certainty double precision,
     OUT session double precision, OUT vector double precision,
@@ -2446,7 +2447,7 @@ CREATE FUNCTION agent_private.ranking_weights(
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT 0.9, 0.1, 1.2, 0.5, 0.5, 0.3, 1.0, 0.3, 0.3, 0.42, 0.4, 0.1, 0.7, 0.15, 0.2, 0.1, 0.03, 0.1;
+    SELECT 0.9, 0.1, 0.75, 1.2, 0.5, 0.5, 0.3, 1.0, 0.3, 0.3, 0.42, 0.4, 0.1, 0.7, 0.15, 0.2, 0.1, 0.03, 0.1;
 $$;
 
 -- The best memories for a question within one scope of one owner. Three lists find them, each divided by its best: the
@@ -2495,7 +2496,8 @@ BEGIN
     WITH hits AS MATERIALIZED (  -- double precision throughout: numeric arithmetic costs ten times as much
         SELECT h.word, h.memory_number, h.place, h.occurrences,
                weights[h.word] * h.occurrences / (h.occurrences + rules.saturation
-                   * (1 - rules.length_share + rules.length_share * h.word_count / mean_words)) AS points
+                   * CASE WHEN h.place IS NULL THEN 1 - rules.length_share_alone + rules.length_share_alone * h.word_count / mean_words
+                          ELSE 1 - rules.length_share + rules.length_share * h.word_count / mean_words END) AS points
         FROM agent_private.word_hits(the_scope, the_owner, words, frequencies, memories, filters, as_of) AS h
     ), by_words AS MATERIALIZED (
         SELECT h.memory_number, h.place, sum(h.points) AS points, bit_or(1::bigint << h.word) AS own_words
@@ -2624,7 +2626,7 @@ BEGIN
                - CASE WHEN (f.turn IS NOT NULL OR f.kind = 'conversation') AND agent_private.is_question(f.content) THEN rules.asked ELSE 0 END
                + percent_rank() OVER (ORDER BY f.valid_from, f.memory_number)
                  * CASE WHEN f.turn IS NULL THEN rules.newness ELSE rules.newness_of_turns END
-               - CASE WHEN f.own_words > 0 AND f.own_weight >= 0.9::double precision * max(f.own_weight) OVER ()
+               - CASE WHEN f.own_words > 0 AND f.store <> 'application' AND f.own_weight >= 0.9::double precision * max(f.own_weight) OVER ()
                       THEN rules.updated * (1 - cume_dist() OVER (PARTITION BY f.own_words ORDER BY f.valid_from, f.memory_number)) ELSE 0 END
                AS sum_of_points,
                rank() OVER (ORDER BY f.word_points DESC) AS word_rank, rank() OVER (ORDER BY f.session_points DESC) AS session_rank,
