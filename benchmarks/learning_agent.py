@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from agent import Event, Identity, LearningMachine, LearningMiddleware, Settings, listening
 from agent.database.postgres import PostgresDatabase
+from agent.database.protocol import Begun
 from agent.portal import portal
 from agent.settings import WorkerMode
 from benchmarks.agent_under_test import USER_ID, Setup, TimedChat
@@ -37,6 +38,20 @@ class TimedDatabase(PostgresDatabase):
             return await super().call(function, identity, **arguments)
         finally:
             self.seconds[function].append(time.perf_counter() - started)
+
+    def begin(self, function: str, identity: Identity, /, **arguments: Any) -> Begun | None:
+        started = time.perf_counter()
+        begun = super().begin(function, identity, **arguments)
+        if begun is None:
+            return None
+
+        async def timed() -> Any:
+            try:
+                return await begun()
+            finally:
+                self.seconds[function].append(time.perf_counter() - started)
+
+        return timed
 
 
 class LearningAgent:

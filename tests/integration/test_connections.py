@@ -11,6 +11,9 @@ import pytest
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from agent.database.connections import Connection, Connections
+from agent.database.postgres import PostgresDatabase
+from agent.identity import Identity
+from agent.portal import portal
 from agent.testing.throwaway import ThrowawayDatabase
 
 
@@ -18,6 +21,13 @@ from agent.testing.throwaway import ThrowawayDatabase
 async def connection(learning_database: ThrowawayDatabase) -> AsyncIterator[Connection]:
     async with await Connection.connect(learning_database.url, autocommit=True) as opened:
         yield opened
+
+
+@pytest.fixture
+async def database(learning_database: ThrowawayDatabase) -> AsyncIterator[PostgresDatabase]:
+    opened = PostgresDatabase(learning_database.url)
+    yield opened
+    await opened.close()
 
 
 @pytest.mark.parametrize("prepare", [True, False])
@@ -133,3 +143,28 @@ async def test_calls_one_after_another_share_a_connection_and_calls_at_once_do_n
         await connections.close()
     assert first.closed
     assert second.closed
+
+
+async def test_a_call_begins_before_anybody_waits_for_it_and_survives_a_connection_that_ends(
+    database: PostgresDatabase,
+) -> None:
+    ada = Identity(user_id="ada")
+    asked = {"question": "bees", "stores": ["user_memory"], "memory_limit": 5}
+    assert database.begin("recall_context", ada, **asked) is None  # nothing is at hand, nothing is prepared
+    plain = await database.call("recall_context", ada, **asked)
+
+    begun = database.begin("recall_context", ada, **asked)
+    assert begun is not None
+    assert database.begin("recall_context", ada, **asked) is None  # its connection is in use
+    assert await portal().run(begun()) == plain
+
+    lost = database.begin("recall_context", ada, **asked)
+    assert lost is not None
+    async with await Connection.connect(database.url, autocommit=True) as other:
+        await other.value_of(
+            b"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+            b"WHERE pid <> pg_backend_pid() AND datname = current_database()",
+            [],
+            prepare=True,
+        )
+    assert await portal().run(lost()) == plain

@@ -16,6 +16,7 @@ from langchain.agents.middleware import (
     AgentMiddleware,
     HumanInTheLoopMiddleware,
     ModelCallLimitMiddleware,
+    ModelRetryMiddleware,
     PIIMiddleware,
     SummarizationMiddleware,
     hook_config,
@@ -74,8 +75,18 @@ class CountingThreads(ThreadPoolExecutor):
 
 
 def test_an_async_run_takes_no_trip_to_a_thread_pool(machine: LearningMachine) -> None:
-    """LangChain's wrapping of a hook for LangSmith would take two for each model call."""
-    agent = create_agent(ScriptedChat(script=["hello"]), [], middleware=[LearningMiddleware(machine)])
+    """LangChain's wrapping of a hook for LangSmith would take two for each call of a model or a tool."""
+
+    @tool
+    async def look_up() -> str:
+        """Look something up."""
+        return "found"
+
+    agent = create_agent(
+        ScriptedChat(script=[tool_call("look_up"), "hello"]),
+        [look_up],
+        middleware=[LearningMiddleware(machine)],
+    )
     threads = CountingThreads()
 
     async def run() -> None:
@@ -758,3 +769,76 @@ def test_who_writes_the_state_of_a_thread_does_not_become_somebody_else(
     assert {run["user_id"] for run in runs_of(machine)} == {"mallory"}
     assert machine.drain_sync()
     assert memories_of(machine, "ada") == []
+
+
+class Asking(AgentMiddleware[Any, Any, Any]):
+    """Asks a person before the first model call."""
+
+    def before_model(self, state: Any, runtime: Any) -> None:
+        if len(state["messages"]) == 1:
+            interrupt("May I?")
+
+    async def abefore_model(self, state: Any, runtime: Any) -> None:
+        self.before_model(state, runtime)
+
+
+@colours
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_run_that_pauses_before_its_first_model_call_knows_its_user_when_it_goes_on(
+    colour: str, elsewhere: bool, machine: LearningMachine, learning_database: ThrowawayDatabase
+) -> None:
+    create_agent(ScriptedChat(script=["ok"]), [], middleware=[LearningMiddleware(machine)]).invoke(
+        said("I keep bees"), as_user("ada", "1")
+    )
+    assert machine.drain_sync()
+    saver = InMemorySaver()
+    other = machine_on(learning_database) if elsewhere else machine
+
+    def agent(learns: LearningMachine) -> Any:
+        return create_agent(
+            ScriptedChat(script=[tell_knowledge]),
+            [],
+            middleware=[Asking(), LearningMiddleware(learns)],
+            checkpointer=saver,
+        )
+
+    paused = call(colour, agent(machine), said("Bees?"), as_user("ada", "2"))
+    answer: Any = Command(resume={paused["__interrupt__"][0].id: "yes"})
+    result = call(colour, agent(other), answer, {"configurable": {"thread_id": "2"}})
+
+    assert "I keep bees" in result["messages"][-1].text
+    newest = runs_of(other)[0]
+    assert (newest["user_id"], newest["status"]) == ("ada", "completed")
+    assert [shown["content"] for shown in run_of(other, newest["run_id"])["exposures"]] == ["I keep bees"]
+    asyncio.run(other.aclose())
+
+
+@colours
+def test_what_was_recalled_for_the_first_model_call_serves_all_others_of_the_run(
+    colour: str, machine: LearningMachine
+) -> None:
+    create_agent(ScriptedChat(script=["ok"]), [], middleware=[LearningMiddleware(machine)]).invoke(
+        said("I keep bees"), as_user("ada", "1")
+    )
+    assert machine.drain_sync()
+
+    @tool
+    def look_up() -> str:
+        """Look something up."""
+        return current_knowledge()
+
+    def fail(messages: Any) -> str:
+        raise ConnectionError("the model is away")
+
+    saver = InMemorySaver()
+    agent = create_agent(
+        ScriptedChat(script=[fail, tool_call("look_up"), tell_knowledge]),
+        [look_up],
+        middleware=[ModelRetryMiddleware(initial_delay=0), LearningMiddleware(machine)],
+        checkpointer=saver,
+    )
+    result = call(colour, agent, said("Bees?"), as_user("ada", "2"))
+
+    assert all("I keep bees" in message.text for message in result["messages"][-2:])
+    assert "I keep bees" in agent.get_state(as_user("ada", "2")).values["learning_run"]["knowledge"]
+    assert [run["status"] for run in runs_of(machine)] == ["completed", "completed"]

@@ -1,11 +1,11 @@
-"""Connections to one Postgres: a pool, one connection kept at hand, and calls that take one round trip each."""
+"""Connections to one Postgres: a pool, connections kept at hand, and calls that take one round trip each."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any, Final
 
 import orjson
@@ -17,7 +17,8 @@ from psycopg.pq.abc import PGresult
 from psycopg_pool import AsyncConnectionPool
 
 _KEPT_SECONDS: Final = 300.0
-"""How long a connection stays out of the pool, which replaces those that are old, before it goes back once."""
+"""How long a connection stays out of the pool, which replaces the old and closes what is too many, before it goes
+back once."""
 _CANCEL_SECONDS: Final = 5.0
 _JSON: Final = (114, 3802)  # json, jsonb
 _FAILED: Final = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE)
@@ -38,7 +39,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         # As psycopg does: to a database without an encoding text goes in UTF-8.
         self._encoding = named if named != "ascii" else "utf-8"
 
-    async def value_of(self, statement: bytes, values: Iterable[Any], *, prepare: bool) -> Any:
+    async def value_of(self, statement: bytes, values: Collection[Any], *, prepare: bool) -> Any:
         """The one value that a statement gives; `None` for NULL and for no row.
 
         Args:
@@ -49,21 +50,42 @@ class Connection(psycopg.AsyncConnection[Any]):
         Raises:
             psycopg.Error: as from a cursor.
         """
+        if self.sent(statement, values):
+            return await self.received()
         parameters = [_as_text(value, self._encoding) for value in values]
-        connection = self.pgconn
-        name = self._names.get(statement)
         try:
-            if name is not None:
-                connection.send_query_prepared(name, parameters)
-                results = await self._results()
-            elif prepare:
+            if prepare:
                 results = await self._prepared_first(statement, parameters)
             else:
-                connection.send_query_params(statement, parameters)
+                self.pgconn.send_query_params(statement, parameters)
                 results = await self._results()
         except BaseException:
             await self._calm()
             raise
+        return self._value_in(results)
+
+    def sent(self, statement: bytes, values: Collection[Any]) -> bool:
+        """Send the call of a statement that is prepared; `False` where it is not. `received` gives its value.
+
+        It does not wait, and serves any thread that has the connection.
+        """
+        name = self._names.get(statement)
+        if name is None:
+            return False
+        self.pgconn.send_query_prepared(name, [_as_text(value, self._encoding) for value in values])
+        self.pgconn.flush()
+        return True
+
+    async def received(self) -> Any:
+        """What `value_of` gives, for the call that was sent."""
+        try:
+            results = await self._results()
+        except BaseException:
+            await self._calm()
+            raise
+        return self._value_in(results)
+
+    def _value_in(self, results: list[PGresult]) -> Any:
         for result in results:
             if result.status in _FAILED:
                 raise error_from_result(result, encoding=self.info.encoding)
@@ -153,14 +175,14 @@ def _wake(ready: asyncio.Future[None]) -> None:
 
 
 class Connections:
-    """A pool, and one connection kept out of it: so calls that come one after another need no pool.
+    """A pool, and those of its connections that are kept at hand, so that few calls need the pool.
 
     For one event loop.
     """
 
     def __init__(self, pool: AsyncConnectionPool[Connection]) -> None:
         self._pool = pool
-        self._at_hand: Connection | None = None
+        self._at_hand: list[Connection] = []  # the one that was used last is last
         self._asking = 0
         self._closed = False
 
@@ -171,8 +193,7 @@ class Connections:
             psycopg_pool.PoolTimeout: none became free or could be made within `timeout` seconds.
             psycopg_pool.PoolClosed: it was closed.
         """
-        connection, self._at_hand = self._at_hand, None
-        if connection is not None:
+        if (connection := self.take_at_hand()) is not None:
             return connection
         self._asking += 1
         try:
@@ -182,24 +203,27 @@ class Connections:
         connection.taken_at = time.monotonic()
         return connection
 
+    def take_at_hand(self) -> Connection | None:
+        """A connection, where one is at hand; from any thread."""
+        try:
+            return self._at_hand.pop()
+        except IndexError:
+            return None
+
     async def give_back(self, connection: Connection) -> None:
         """Take a connection back, in whatever state."""
-        if (
-            self._at_hand is None
-            and not self._asking
-            and not self._closed
-            and connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
-            and time.monotonic() - connection.taken_at < _KEPT_SECONDS
-        ):
-            self._at_hand = connection
-        else:
+        waited_for = self._asking or self._closed
+        if waited_for or connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
             await self._pool.putconn(connection)
+            return
+        self._at_hand.append(connection)
+        if self._at_hand[0].taken_at + _KEPT_SECONDS < time.monotonic():
+            await self._pool.putconn(self._at_hand.pop(0))
 
     async def close(self) -> None:
         """Close all connections; those that are in use when they come back."""
         self._closed = True
-        if self._at_hand is not None:
-            connection, self._at_hand = self._at_hand, None
+        while (connection := self.take_at_hand()) is not None:
             await self._pool.putconn(connection)
         await self._pool.close(timeout=1)
 

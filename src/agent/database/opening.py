@@ -6,7 +6,7 @@ import asyncio
 import weakref
 from typing import Any
 
-from agent.database.protocol import Database
+from agent.database.protocol import Begun, Database
 from agent.errors import ConfigurationError
 from agent.identity import Identity
 from agent.portal import forget_in_forked_child, portal
@@ -91,6 +91,16 @@ class EmbeddedDatabase(Database):
     def secret(self) -> str | None:
         """That of the database, once it runs."""
         return self._database.secret() if self._database is not None else None
+
+    @property
+    def is_prepared(self) -> bool:
+        return self._database is not None and self._database.is_prepared
+
+    def begin(self, function: str, identity: Identity, /, **arguments: Any) -> Begun | None:
+        begun: Begun | None = (
+            self._database.begin(function, identity, **arguments) if self._database else None
+        )
+        return begun
 
     async def _call(self, function: str, identity: Identity | None = None, /, **arguments: Any) -> Any:
         database = self._database or await self._started()

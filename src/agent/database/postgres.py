@@ -16,7 +16,7 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from agent.database.connection_errors import check_address, explain, plain_address
 from agent.database.connections import Connection, Connections
-from agent.database.protocol import CASTS, JSON_ARGUMENTS, Database, clean, refusal, to_json
+from agent.database.protocol import CASTS, JSON_ARGUMENTS, Begun, Database, clean, refusal, to_json
 from agent.errors import DatabaseUnavailable, LearningError
 from agent.identity import Identity
 from agent.portal import forget_in_forked_child, portal
@@ -68,20 +68,45 @@ class PostgresDatabase(Database):
         return self._url
 
     async def _call(self, function: str, identity: Identity | None = None, /, **arguments: Any) -> Any:
-        if identity is not None:
-            arguments["identity"] = identity.as_json()
-        values = {
-            name: to_json(value) if name in JSON_ARGUMENTS and value is not None else clean(value)
-            for name, value in arguments.items()
-        }
+        values = _values(identity, arguments)
+        return await self._answer(function, self._statement(function, tuple(values)), values)
+
+    def begin(self, function: str, identity: Identity, /, **arguments: Any) -> Begun | None:
+        pool = self._pool
+        connection = pool.take_at_hand() if pool is not None else None
+        if pool is None or connection is None:
+            return None
+        values = _values(identity, arguments)
         statement = self._statement(function, tuple(values))
+        try:
+            sent = connection.sent(statement, values.values())
+        except psycopg.Error:  # the call says so when it is made in the ordinary way
+            sent = False
+        if sent:
+            return lambda: self._answer(function, statement, values, (pool, connection))
+        portal().submit(pool.give_back(connection))
+        return None
+
+    async def _answer(
+        self,
+        function: str,
+        statement: bytes,
+        values: dict[str, Any],
+        sent: tuple[Connections, Connection] | None = None,
+    ) -> Any:
+        """What the server answers; `sent`: on this connection the call is on its way already."""
         lost = 0
         while True:
-            pool = await self._open_pool()
+            pool, connection = sent or (await self._open_pool(), None)
             try:
-                connection = await pool.take(timeout=_CONNECT_SECONDS)
+                if connection is not None:
+                    answer = connection.received()
+                else:
+                    connection = await pool.take(timeout=_CONNECT_SECONDS)
+                    answer = connection.value_of(statement, values.values(), prepare=self._prepares)
+                sent = None
                 try:
-                    return await connection.value_of(statement, values.values(), prepare=self._prepares)
+                    return await answer
                 finally:
                     await pool.give_back(connection)
             except PoolTimeout:
@@ -180,6 +205,16 @@ class PostgresDatabase(Database):
 
     async def _close(self) -> None:
         await self._drop_pool()
+
+
+def _values(identity: Identity | None, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a storage function as they are sent."""
+    if identity is not None:
+        arguments["identity"] = identity.as_json()
+    return {
+        name: to_json(value) if name in JSON_ARGUMENTS and value is not None else clean(value)
+        for name, value in arguments.items()
+    }
 
 
 def _close_at_exit(database: weakref.ref[PostgresDatabase]) -> None:

@@ -8,7 +8,7 @@ import math
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, LiteralString
 from uuid import UUID
 
@@ -32,6 +32,10 @@ _SECRET_RESTS_SECONDS = 2.0
 """How long it is not asked for after it could not be read."""
 
 
+Begun = Callable[[], Coroutine[Any, Any, Any]]
+"""A call that was sent: its result."""
+
+
 class Database(ABC):
     """A transport to the storage functions, and the storage operations that people call themselves.
 
@@ -51,11 +55,24 @@ class Database(ABC):
         """
         return await portal().run(self._call(function, identity, **arguments))
 
+    def begin(self, function: str, identity: Identity, /, **arguments: Any) -> Begun | None:
+        """Send a call now, without waiting, from any thread; `None` where the transport cannot, at this moment or ever.
+
+        Returns:
+            What gives the result of the call: to be called once, and awaited in the portal.
+        """
+        return None
+
     async def prepare(self) -> None:
         """Do what is done once and may take longer than a call should: the embedded server starts and is migrated, and
         the secret is read. A database that is away raises nothing here, unless it is the embedded one."""
         if self._secret is None:
             await portal().run(self._prepare())
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether `prepare` has nothing left to do."""
+        return self._secret is not None
 
     async def close(self) -> None:
         """Give back connections; calls after it open new ones."""

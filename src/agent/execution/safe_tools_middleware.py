@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, NotRequired, cast
 
@@ -169,7 +169,16 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
     ) -> ModelResponse[Any]:
         return handler(self._equipped(request, portal().run_sync(self._written_tools(request.state))))
 
-    async def awrap_model_call(
+    def awrap_model_call(
+        self,
+        request: ModelRequest[Any],
+        handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
+    ) -> Coroutine[Any, Any, ModelResponse[Any]]:
+        # A function that gives a coroutine, and no coroutine function: around one LangChain's wrapping for LangSmith
+        # takes two trips to a thread pool per call, traced or not.
+        return self._awrap_model_call(request, handler)
+
+    async def _awrap_model_call(
         self,
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
@@ -278,7 +287,14 @@ class SafeToolsMiddleware(AgentMiddleware[Any, Any, Any]):
             result = portal().run_sync(self._told(request, result))
         return cast(Result, result)
 
-    async def awrap_tool_call(
+    def awrap_tool_call(
+        self,
+        request: ToolCallRequest,
+        handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]],
+    ) -> Coroutine[Any, Any, ToolMessage | Command[Any]]:
+        return self._awrap_tool_call(request, handler)  # as `awrap_model_call`
+
+    async def _awrap_tool_call(
         self,
         request: ToolCallRequest,
         handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]],

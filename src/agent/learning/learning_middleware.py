@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from dataclasses import replace
 from typing import Annotated, Any, NotRequired
 
 from langchain.agents.middleware import (
@@ -22,8 +25,16 @@ from langgraph.types import Command
 
 from agent.learning.machine import LearningMachine
 from agent.learning.run_opening import open_run, with_knowledge
-from agent.learning.run_record import OpenRun, RunInput, RunStatus, messages_of_run, run_as_json
-from agent.learning.run_watch import Trace, close_trace, inside, open_trace, start_watching
+from agent.learning.run_record import (
+    OpenRun,
+    RunInput,
+    RunStatus,
+    input_of,
+    kept_in,
+    messages_of_run,
+    run_as_json,
+)
+from agent.learning.run_watch import Trace, close_trace, inside, open_trace, start_watching, trace_of
 from agent.learning.tool_experience_notices import has_failed, with_what_is_known
 from agent.portal import portal
 
@@ -85,6 +96,8 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
         if opened is None or opened[0].nested:
             return self._not_own(opened)
         run, started = opened
+        if (opening := self._opening(run, started, state)) is not None:
+            return opening
         return self._known(portal().run_sync(with_knowledge(self.machine, run, started.question)), state)
 
     async def abefore_agent(  # type: ignore[override]  # LangGraph injects the third argument
@@ -96,33 +109,59 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
         if opened is None or opened[0].nested:
             return self._not_own(opened)
         run, started = opened
+        if (opening := self._opening(run, started, state)) is not None:
+            return opening
         return self._known(await portal().run(with_knowledge(self.machine, run, started.question)), state)
 
     def _not_own(self, opened: tuple[OpenRun, RunInput] | None) -> dict[str, Any]:
         """The state for nobody's run, or for one that an agent around this one records."""
         return {"learning_run": opened[0].as_state(self.machine.seal) if opened is not None else {}}
 
+    def _opening(self, run: OpenRun, started: RunInput, state: LearningState) -> dict[str, Any] | None:
+        """The state while recall goes on beside the graph, for the first model call to wait for; `None` where that call
+        would not find it."""
+        run = replace(run, recalled=False)
+        opening = self._known(run, state)
+        trace = trace_of(run.run_id)
+        if trace is None:
+            return None
+        # The portal may have to wait for this thread's interpreter lock: so the question is sent from here.
+        begun = self.machine.begin_recall(run.identity, started.question)
+        trace.recall = portal().submit(with_knowledge(self.machine, run, started.question, begun))
+        return opening
+
     def _known(self, run: OpenRun, state: LearningState) -> dict[str, Any]:
         trace = open_trace(run, self._ended_early, from_start=True)
         trace.see(messages_of_run(state["messages"], run))
-        return {"learning_run": run.as_state(self.machine.seal)}
+        return {"learning_run": self._keep(run, trace)}
+
+    def _keep(self, run: OpenRun, trace: Trace | None) -> dict[str, Any]:
+        kept = run.as_state(self.machine.seal)
+        if trace is not None:
+            trace.run, trace.kept = run, kept
+        return kept
 
     # During the run
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
-    ) -> ModelResponse[Any]:
-        run = self.machine.run_of(request.state)
+    ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
+        run = _seen(request.state) or self.machine.run_of(request.state)
         trace = self._trace(run, request.state)
+        if run is None or run.recalled:
+            response = handler(_informed(request, run))
+            _saw(trace, response)
+            return response
+        recall = self._recall(run, trace, request.state)
+        run = recall.result()
         response = handler(_informed(request, run))
-        _saw(trace, response)
-        return response
+        return self._keeping(run, trace, response)
 
     def awrap_model_call(
         self,
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
-    ) -> Coroutine[Any, Any, ModelResponse[Any]]:
+    ) -> Coroutine[Any, Any, ModelResponse[Any] | ExtendedModelResponse[Any]]:
         # A function that gives a coroutine, and no coroutine function: LangChain wraps each hook for LangSmith, and
         # around a coroutine function that costs two trips to a thread pool per model call, traced or not.
         return self._awrap_model_call(request, handler)
@@ -131,17 +170,43 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
         self,
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
-    ) -> ModelResponse[Any]:
-        run = await self.machine.arun_of(request.state)
+    ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
+        run = _seen(request.state) or await self.machine.arun_of(request.state)
         trace = self._trace(run, request.state)
+        if run is None or run.recalled:
+            response = await handler(_informed(request, run))
+            _saw(trace, response)
+            return response
+        recall = self._recall(run, trace, request.state)
+        # Shielded: a call that is given up may be made again, and what is under way must come to its end.
+        run = recall.result() if recall.done() else await asyncio.shield(asyncio.wrap_future(recall))
         response = await handler(_informed(request, run))
+        return self._keeping(run, trace, response)
+
+    def _recall(self, run: OpenRun, trace: Trace | None, state: Any) -> Future[OpenRun]:
+        """The recall that began with the run, or one that begins now: where the run was paused before its first model
+        call."""
+        if trace is not None and trace.recall is not None:
+            return trace.recall
+        question = input_of(messages_of_run(state["messages"], run)).question
+        recall = portal().submit(with_knowledge(self.machine, run, question))
+        if trace is not None:
+            trace.recall = recall
+        return recall
+
+    def _keeping(
+        self, run: OpenRun, trace: Trace | None, response: ModelResponse[Any]
+    ) -> ExtendedModelResponse[Any]:
+        """The response of the first model call, and what was known for it, kept for the rest of the run."""
         _saw(trace, response)
-        return response
+        return ExtendedModelResponse(
+            model_response=response, command=Command(update={"learning_run": self._keep(run, trace)})
+        )
 
     def wrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolMessage | Command[Any]]
     ) -> ToolMessage | Command[Any]:
-        run = self.machine.run_of(request.state)
+        run = _seen(request.state) or self.machine.run_of(request.state)
         if run is None:
             return handler(request)
         trace = self._trace(run, request.state)
@@ -152,12 +217,19 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
         _saw(trace, result)
         return result
 
-    async def awrap_tool_call(
+    def awrap_tool_call(
+        self,
+        request: ToolCallRequest,
+        handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]],
+    ) -> Coroutine[Any, Any, ToolMessage | Command[Any]]:
+        return self._awrap_tool_call(request, handler)  # as `awrap_model_call`
+
+    async def _awrap_tool_call(
         self,
         request: ToolCallRequest,
         handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]],
     ) -> ToolMessage | Command[Any]:
-        run = await self.machine.arun_of(request.state)
+        run = _seen(request.state) or await self.machine.arun_of(request.state)
         if run is None:
             return await handler(request)
         trace = self._trace(run, request.state)
@@ -190,11 +262,11 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
     # After the run
 
     def after_agent(self, state: LearningState, runtime: Any) -> None:
-        if (ended := self._ended(state, self.machine.run_of(state))) is not None:
+        if (ended := self._ended(state, _seen(state) or self.machine.run_of(state))) is not None:
             self.machine.finish(*ended)
 
     async def aafter_agent(self, state: LearningState, runtime: Any) -> None:
-        if (ended := self._ended(state, await self.machine.arun_of(state))) is not None:
+        if (ended := self._ended(state, _seen(state) or await self.machine.arun_of(state))) is not None:
             await self.machine.afinish(*ended)
 
     def _ended(self, state: LearningState, run: OpenRun | None) -> tuple[Any, dict[str, Any]] | None:
@@ -216,6 +288,13 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
     def _ended_early(self, trace: Trace, status: RunStatus, error: BaseException | None) -> None:
         run = run_as_json(trace.run, status, trace.messages.values(), error=error)
         self.machine.record_later(trace.run.identity, run)
+
+
+def _seen(state: Any) -> OpenRun | None:
+    """The open run in a graph's state, where that holds the very object that was put there: its seal needs no look."""
+    kept = kept_in(state)
+    trace = trace_of(kept.get("run_id")) if kept else None
+    return trace.run if trace is not None and trace.kept is kept else None
 
 
 def _informed(request: ModelRequest[Any], run: OpenRun | None) -> ModelRequest[Any]:

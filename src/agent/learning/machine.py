@@ -19,7 +19,7 @@ from langchain_core.tools import BaseTool
 
 from agent import telemetry
 from agent.database.opening import open_database, queue_url
-from agent.database.protocol import Database, checked_id, somebody
+from agent.database.protocol import Begun, Database, checked_id, somebody
 from agent.database.supabase import SupabaseDatabase
 from agent.errors import ConfigurationError, IdentityError, InvalidLearning, LearningError
 from agent.events import emit
@@ -226,11 +226,15 @@ class LearningMachine:
             )
         return self._recorder
 
-    async def recall(self, identity: Identity, question: str) -> Any:
+    def begin_recall(self, identity: Identity, question: str) -> Begun | None:
+        """See `Recorder.begin_recall`."""
+        return None if self._embeddings_named is not None else self.recorder.begin_recall(identity, question)
+
+    async def recall(self, identity: Identity, question: str, begun: Begun | None = None) -> Any:
         """See `Recorder.recall`."""
         await self.ready_embedder()
         await self.ready_reranker()
-        return await self.recorder.recall(identity, question)
+        return await self.recorder.recall(identity, question, begun)
 
     async def record(self, identity: Identity, run: dict[str, Any]) -> bool:
         """See `Recorder.record`; a small worker learns it later where no other does."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from agent.database.protocol import Database
+from agent.database.protocol import Begun, Database
 from agent.database.supabase import SupabaseDatabase
 from agent.errors import ConfigurationError, DatabaseUnavailable, LearningError, MigrationError, OperatorError
 from agent.events import emit
@@ -52,7 +52,14 @@ class Recorder:
         self._delivering = asyncio.Lock()
         self.spool = Spool(settings.data_dir / "spool")
 
-    async def recall(self, identity: Identity, question: str) -> Rendered:
+    def begin_recall(self, identity: Identity, question: str) -> Begun | None:
+        """Ask the database now, from any thread, for a `recall` with the same arguments; `None` where something has to
+        come before, such as a vector."""
+        if self._embedder is not None or not (identity.is_somebody and self._database.is_prepared):
+            return None
+        return self._database.begin("recall_context", identity, **self._asked(question))
+
+    async def recall(self, identity: Identity, question: str, begun: Begun | None = None) -> Rendered:
         """What is known that bears on a question, rendered.
 
         Never raises for a failing database, embedder or clock: the agent answers without, and the event
@@ -64,7 +71,7 @@ class Recorder:
         try:
             await self._database.prepare()
             async with asyncio.timeout(self._settings.recall_timeout.total_seconds()):
-                known = await self._recall_known(identity, question)
+                known = await self._recall_known(identity, question, begun)
         except TimeoutError:
             emit(
                 "recall_failed",
@@ -89,17 +96,25 @@ class Recorder:
         )
         return rendered
 
-    async def _recall_known(self, identity: Identity, question: str) -> dict[str, list[dict[str, Any]]]:
+    async def _recall_known(
+        self, identity: Identity, question: str, begun: Begun | None
+    ) -> dict[str, list[dict[str, Any]]]:
+        known: dict[str, list[dict[str, Any]]]
+        if begun is not None:
+            known = await begun()
+            return known
         vector: dict[str, Any] = {}
         if self._embedder is not None and question.strip():
             embedded = await self._embedder.embed_question(question)
             if embedded is not None:
                 vector = {"question_embedding": embedded, "embedding_model": self._embedder.name}
-        wanted = max(_MEMORIES_MIN, min(_MEMORIES_MAX, self._settings.token_budget // _TOKENS_OF_A_MEMORY))
-        known: dict[str, list[dict[str, Any]]] = await self._database.call(
-            "recall_context", identity, question=question, stores=self._stores, memory_limit=wanted, **vector
-        )
+        asked = self._asked(question) | vector
+        known = await self._database.call("recall_context", identity, **asked)
         return known
+
+    def _asked(self, question: str) -> dict[str, Any]:
+        wanted = max(_MEMORIES_MIN, min(_MEMORIES_MAX, self._settings.token_budget // _TOKENS_OF_A_MEMORY))
+        return {"question": question, "stores": self._stores, "memory_limit": wanted}
 
     async def record(self, identity: Identity, run: dict[str, Any]) -> bool:
         """Record a run and order its learning; where the database cannot take it now, keep it on disk.

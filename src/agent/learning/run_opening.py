@@ -11,6 +11,7 @@ from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 
 from agent import telemetry
+from agent.database.protocol import Begun
 from agent.events import emit
 from agent.learning.machine import LearningMachine
 from agent.learning.run_identity import resolve_identity
@@ -79,8 +80,17 @@ def open_run(
     return run, started
 
 
-async def with_knowledge(machine: LearningMachine, run: OpenRun, question: str) -> OpenRun:
-    """The run with what is known that bears on its question. Runs in the portal."""
+async def with_knowledge(
+    machine: LearningMachine, run: OpenRun, question: str, begun: Begun | None = None
+) -> OpenRun:
+    """The run with what is known that bears on its question. Runs in the portal.
+
+    Args:
+        machine: of the run.
+        run: whose knowledge is not known yet.
+        question: what the user says.
+        begun: what `machine.begin_recall` gave for them.
+    """
     attributes = {
         telemetry.OPERATION: "retrieval",
         telemetry.DATA_SOURCE_ID: "agent_memory",
@@ -89,10 +99,11 @@ async def with_knowledge(machine: LearningMachine, run: OpenRun, question: str) 
     }
     around = telemetry.around(run.identity, run.run_id)
     with telemetry.span("retrieval agent_memory", attributes, parent=around) as recall:
-        rendered = await machine.recall(run.identity, question)
+        rendered = await machine.recall(run.identity, question, begun)
         recall.set_attribute("learning.recall.memories", len(rendered.shown))
     return replace(
         run,
+        recalled=True,
         knowledge=rendered.text,
         exposures=tuple(
             {"memory_id": memory.memory_id, "version": memory.version} for memory in rendered.shown

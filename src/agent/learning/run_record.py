@@ -62,6 +62,8 @@ class OpenRun:
     """The rendered block, empty where nothing is known."""
     exposures: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     """`{memory_id, version}` of what the block shows, in order."""
+    recalled: bool = True
+    """Whether knowledge and exposures are what recall gave; `False` until then."""
     nested: bool = False
     """Whether an agent around this one records it."""
     traceparent: str = ""
@@ -80,6 +82,7 @@ class OpenRun:
             "asked": self.asked,
             "knowledge": self.knowledge,
             "exposures": [dict(item) for item in self.exposures],
+            "recalled": self.recalled,
             "nested": self.nested,
             "traceparent": self.traceparent,
         }
@@ -105,6 +108,7 @@ class OpenRun:
             asked=str(kept.get("asked", "")),
             knowledge=kept.get("knowledge", ""),
             exposures=tuple(kept.get("exposures", ())),
+            recalled=bool(kept.get("recalled", True)),
             nested=bool(kept.get("nested")),
             traceparent=str(kept.get("traceparent", "")),
         )

@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,6 +80,10 @@ class Trace:
     """By key, in the order they were first seen."""
     answers: int = 0
     """Answers of the model that were seen."""
+    recall: Future[OpenRun] | None = None
+    """What gives the run with what is known, where recall goes on beside the graph."""
+    kept: Mapping[str, Any] | None = None
+    """What was put into the graph's state for `run`."""
 
     def see(self, messages: Iterable[BaseMessage]) -> None:
         """Keep messages; a later one of the same key replaces the earlier."""
@@ -165,6 +170,11 @@ def open_trace(
         root.traces[run.run_id] = trace
         _traces[run.run_id] = trace
     return trace
+
+
+def trace_of(run_id: Any) -> Trace | None:
+    """The open trace of the run with this id, where it was opened here and its graph is known."""
+    return _traces.get(run_id) if isinstance(run_id, str) else None
 
 
 def _root_around(run: OpenRun) -> _Root | None:
