@@ -39,11 +39,16 @@ from agent.learning.tool_experience_notices import has_failed, with_what_is_know
 from agent.portal import portal
 
 
+def _latest(_before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Two of these around one agent write the run in one step."""
+    return after
+
+
 class LearningState(AgentState[Any]):
     """What the middleware keeps in the graph's state: no part of input and output, kept over interrupts, and to be
     seen by whoever may read the thread's state or stream its values."""
 
-    learning_run: NotRequired[Annotated[dict[str, Any], PrivateStateAttr]]
+    learning_run: NotRequired[Annotated[dict[str, Any], PrivateStateAttr, _latest]]
     """`OpenRun.as_state()`; empty for nobody."""
 
 
