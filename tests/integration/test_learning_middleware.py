@@ -819,6 +819,46 @@ def test_a_run_that_pauses_before_its_first_model_call_knows_its_user_when_it_go
     asyncio.run(other.aclose())
 
 
+class Meeting(AgentMiddleware[Any, Any, Any]):
+    """Holds runs before their first model call until so many of them are there."""
+
+    def __init__(self, runs: int) -> None:
+        super().__init__()
+        self.everybody = asyncio.Barrier(runs)
+
+    async def abefore_model(self, state: Any, runtime: Any) -> None:
+        async with asyncio.timeout(30):
+            await self.everybody.wait()
+
+
+async def test_two_users_at_once_under_one_run_id_know_and_teach_what_is_theirs(
+    machine: LearningMachine,
+) -> None:
+    first = create_agent(ScriptedChat(script=["ok"] * 3), [], middleware=[LearningMiddleware(machine)])
+    for user in ("ada", "bob", "zoe"):
+        await first.ainvoke(said(f"I am {user} and keep bees"), as_user(user, f"{user} 1"))
+    assert await machine.drain()
+    agent = create_agent(
+        ScriptedChat(script=[tell_knowledge] * 3), [], middleware=[Meeting(3), LearningMiddleware(machine)]
+    )
+    run_id = uuid4()
+
+    async def ask(user: str) -> str:
+        asked = as_user(user, f"{user} 2") | {"run_id": run_id}
+        return str((await agent.ainvoke(said(f"Bees of {user}?"), asked))["messages"][-1].text)
+
+    users = ("ada", "bob", "zoe")
+    answers = await asyncio.gather(*(ask(user) for user in users))
+
+    for user, answer in zip(users, answers, strict=True):
+        assert f"I am {user}" in answer
+        assert not [other for other in users if other != user and other in answer]
+    await machine.recorded_all()
+    recorded = await asyncio.to_thread(run_of, machine, str(run_id))
+    asked = {message["content"] for message in recorded["messages"] if message["role"] == "user"}
+    assert len(asked) == 1
+
+
 @colours
 def test_what_was_recalled_for_the_first_model_call_serves_all_others_of_the_run(
     colour: str, machine: LearningMachine

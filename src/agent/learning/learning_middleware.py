@@ -128,7 +128,7 @@ class LearningMiddleware(AgentMiddleware[Any, Any, Any]):
         run = replace(run, recalled=False)
         opening = self._known(run, state)
         trace = trace_of(run.run_id)
-        if trace is None:
+        if trace is None or trace.kept is not opening["learning_run"]:  # another run may have the same id
             return None
         # The portal may have to wait for this thread's interpreter lock: so the question is sent from here.
         begun = self.machine.begin_recall(run.identity, started.question)

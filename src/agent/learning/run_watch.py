@@ -143,7 +143,8 @@ def _close_all(run_id: UUID, status: RunStatus, error: BaseException | None) -> 
     if root is None:
         return
     for trace in list(root.traces.values()):
-        _traces.pop(trace.run.run_id, None)
+        if _traces.get(trace.run.run_id) is trace:
+            del _traces[trace.run.run_id]
         trace.close(trace, status, None if status == "interrupted" else error)
     root.traces.clear()
 
@@ -161,9 +162,8 @@ def open_trace(
     run: OpenRun, close: Callable[[Trace, RunStatus, BaseException | None], None], *, from_start: bool
 ) -> Trace:
     """The trace of a run: the one that is open here, or a new one tied to the graph that runs now."""
-    trace = _traces.get(run.run_id)
-    if trace is not None and not from_start:
-        return trace
+    if not from_start and (found := _open_trace_of(run)) is not None:
+        return found
     trace = Trace(run=run, close=close, from_start=from_start)
     root = _root_around(run)
     if root is not None:
@@ -175,6 +175,15 @@ def open_trace(
 def trace_of(run_id: Any) -> Trace | None:
     """The open trace of the run with this id, where it was opened here and its graph is known."""
     return _traces.get(run_id) if isinstance(run_id, str) else None
+
+
+def _open_trace_of(run: OpenRun) -> Trace | None:
+    """The trace that is open for a run. Ids of runs may be a caller's: one of another user with this id is none."""
+    root = _root_around(run)
+    for trace in (_traces.get(run.run_id), root.traces.get(run.run_id) if root is not None else None):
+        if trace is not None and trace.run.identity == run.identity:
+            return trace
+    return None
 
 
 def _root_around(run: OpenRun) -> _Root | None:
@@ -191,8 +200,9 @@ def _root_around(run: OpenRun) -> _Root | None:
 
 def close_trace(run: OpenRun) -> Trace | None:
     """A run ended in the ordinary way: forget it and give back what was seen, or `None`."""
-    trace = _traces.pop(run.run_id, None)
+    trace = _open_trace_of(run)
     root = _root_around(run)
-    if root is not None:
-        root.traces.pop(run.run_id, None)
+    for traces in (_traces, root.traces if root is not None else {}):
+        if trace is not None and traces.get(run.run_id) is trace:
+            del traces[run.run_id]
     return trace
