@@ -168,3 +168,36 @@ async def test_a_call_begins_before_anybody_waits_for_it_and_survives_a_connecti
             prepare=True,
         )
     assert await portal().run(lost()) == plain
+
+
+async def test_what_was_prepared_and_is_gone_or_another_clients_is_not_run(
+    database: PostgresDatabase, learning_database: ThrowawayDatabase
+) -> None:
+    ada = Identity(user_id="ada")
+    asked = {"question": "bees", "stores": ["user_memory"], "memory_limit": 5}
+    plain = await database.call("recall_context", ada, **asked)
+    for _ in range(
+        2
+    ):  # as behind a transaction pooler: sent to a server connection that has none of it, and at once
+        pool = database._pool
+        assert pool is not None
+        connection = pool.take_at_hand()
+        assert connection is not None
+        await portal().run(connection.value_of(b"DISCARD ALL", [], prepare=False))
+        await portal().run(pool.give_back(connection))
+        begun = database.begin("recall_context", ada, **asked)
+        assert (
+            await portal().run(begun() if begun else database._call("recall_context", ada, **asked)) == plain
+        )
+
+
+async def test_no_two_connections_have_a_name_for_a_statement_in_common(
+    learning_database: ThrowawayDatabase,
+) -> None:
+    names = b"SELECT to_jsonb(array_agg(name)) FROM pg_prepared_statements"
+    found: set[str] = set()
+    for _ in range(2):
+        async with await Connection.connect(learning_database.url, autocommit=True) as opened:
+            await opened.value_of(b"SELECT 1", [], prepare=True)
+            found.update(await opened.value_of(names, [], prepare=False))
+    assert len(found) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import time
 from collections.abc import Collection
 from typing import Any, Final
@@ -34,6 +35,8 @@ class Connection(psycopg.AsyncConnection[Any]):
         super().__init__(*arguments, **options)
         self._names: dict[bytes, bytes] = {}
         self._named = 0
+        # Of this connection alone: through a transaction pooler the name of another client's statement would run that.
+        self._prefix = secrets.token_hex(8).encode()
         self._loaders: dict[int, Any] = {}
         named = self.info.encoding
         # As psycopg does: to a database without an encoding text goes in UTF-8.
@@ -85,6 +88,10 @@ class Connection(psycopg.AsyncConnection[Any]):
             raise
         return self._value_in(results)
 
+    def forget_prepared(self) -> None:
+        """Prepare all anew: the server has nothing of what was prepared, after a DISCARD ALL or behind a pooler."""
+        self._names.clear()
+
     def _value_in(self, results: list[PGresult]) -> Any:
         for result in results:
             if result.status in _FAILED:
@@ -97,7 +104,7 @@ class Connection(psycopg.AsyncConnection[Any]):
     async def _prepared_first(self, statement: bytes, parameters: list[bytes | None]) -> list[PGresult]:
         connection = self.pgconn
         self._named += 1  # one that was given up may be prepared all the same
-        name = b"agent_%d" % self._named
+        name = b"agent_%b_%d" % (self._prefix, self._named)
         connection.enter_pipeline_mode()
         connection.send_prepare(name, statement)
         connection.send_query_prepared(name, parameters)

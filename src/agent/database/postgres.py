@@ -80,7 +80,7 @@ class PostgresDatabase(Database):
         statement = self._statement(function, tuple(values))
         try:
             sent = connection.sent(statement, values.values())
-        except psycopg.Error:  # the call says so when it is made in the ordinary way
+        except (psycopg.Error, UnicodeError):  # the call says so when it is made in the ordinary way
             sent = False
         if sent:
             return lambda: self._answer(function, statement, values, (pool, connection))
@@ -107,6 +107,10 @@ class PostgresDatabase(Database):
                 sent = None
                 try:
                     return await answer
+                except psycopg.errors.InvalidSqlStatementName:  # nothing was run
+                    connection.forget_prepared()
+                    self._prepares = False
+                    return await connection.value_of(statement, values.values(), prepare=False)
                 finally:
                     await pool.give_back(connection)
             except PoolTimeout:
