@@ -2774,6 +2774,25 @@ BEGIN
 END
 $$;
 
+-- Whose the memories of a scope are, for the identity that was taken on: the user's, the agent's, or '' for those that all
+-- of a tenant share. PT422 for another scope.
+CREATE FUNCTION agent_private.owner_of_scope(the_scope text)
+RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    owner text := CASE the_scope WHEN 'user' THEN current_setting('agent.user_id')
+                                 WHEN 'agent' THEN current_setting('agent.agent_id')
+                                 WHEN 'tenant' THEN '' END;
+BEGIN
+    IF owner IS NULL THEN
+        PERFORM agent_private.refuse('PT422', format('scope %s is not user, agent or tenant', the_scope));
+    END IF;
+    RETURN owner;
+END
+$$;
+
 -- The memories that fit a question best, for search: as in recall_context, over all sessions; [] where nobody asks or
 -- where nothing has a word or a vector in common with it. the_scope: 'user' those of the user, 'agent' those of the
 -- agent, 'tenant' what all of a tenant share, such as what discovery learned of the application; the last two for servers.
@@ -2798,12 +2817,7 @@ BEGIN
     IF previous IS NULL THEN
         RETURN '[]';
     END IF;
-    owner := CASE the_scope WHEN 'user' THEN current_setting('agent.user_id')
-                            WHEN 'agent' THEN current_setting('agent.agent_id')
-                            WHEN 'tenant' THEN '' END;
-    IF owner IS NULL THEN
-        PERFORM agent_private.refuse('PT422', format('scope %s is not user, agent or tenant', the_scope));
-    END IF;
+    owner := agent_private.owner_of_scope(the_scope);
     SELECT coalesce(jsonb_agg(jsonb_build_object(
         'memory_id', r.memory_id, 'version', r.version, 'store', r.store, 'kind', r.kind, 'content', r.content,
         'trust', r.trust, 'tags', r.tags, 'speaker', r.speaker, 'session_id', r.session_id, 'turn', r.turn,
@@ -3403,9 +3417,9 @@ FROM unnest(ARRAY['public.agent_memory_embedding', 'public.agent_embedding_list'
 -- The memories of one scope of one owner whose vectors are nearest to a question's, by this model and of the question's
 -- dimensions: at most how_many, best first, with the cosine of the angle (0 for a vector of zeros, which has none).
 -- Exact in scopes of up to 2000 memories and for vectors of fewer than 128 dimensions. In larger ones the vectors whose
--- codes differ least from the question's are compared, one in 25, at least 500 and at most 1000; in scopes with lists only the codes in the nearest
--- lists are looked at, about 128,000, and 3000 vectors are compared. Leans on agent_memory_embedding_codes and on the
--- primary keys; locks nothing.
+-- codes differ least from the question's are compared, one in 25, at least 500 and at most 1000; in scopes with lists only
+-- the codes in the nearest lists are looked at, about 128,000, and 3000 vectors are compared. Leans on
+-- agent_memory_embedding_codes and on the primary keys; locks nothing.
 -- STABLE: lists and vectors are read as of one moment, and no vector is missed that moves from list to list meanwhile.
 CREATE FUNCTION agent_private.nearest(
     the_scope text, the_owner text, question_embedding vector, embedding_model text, how_many integer)
@@ -3462,25 +3476,6 @@ BEGIN
     FROM public.agent_memory_embedding e
     WHERE e.memory_number = ANY (candidates) AND e.model = embedding_model AND e.dimensions = size
     ORDER BY agent_private.divergence(e.embedding, wanted), e.memory_number DESC LIMIT how_many;
-END
-$$;
-
--- Take on the identity for the vectors of one scope and return its owner: that of the user, of the agent, or of all of a
--- tenant (''); NULL where nobody asks.
-CREATE FUNCTION agent_private.owner_of_scope(the_scope text)
-RETURNS text
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    owner text := CASE the_scope WHEN 'user' THEN current_setting('agent.user_id')
-                                 WHEN 'agent' THEN current_setting('agent.agent_id')
-                                 WHEN 'tenant' THEN '' END;
-BEGIN
-    IF owner IS NULL THEN
-        PERFORM agent_private.refuse('PT422', format('scope %s is not user, agent or tenant', the_scope));
-    END IF;
-    RETURN owner;
 END
 $$;
 

@@ -117,6 +117,25 @@ BEGIN
 END
 $$;
 
+-- Whose the memories of a scope are, for the identity that was taken on: the user's, the agent's, or '' for those that all
+-- of a tenant share. PT422 for another scope.
+CREATE FUNCTION agent_private.owner_of_scope(the_scope text)
+RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    owner text := CASE the_scope WHEN 'user' THEN current_setting('agent.user_id')
+                                 WHEN 'agent' THEN current_setting('agent.agent_id')
+                                 WHEN 'tenant' THEN '' END;
+BEGIN
+    IF owner IS NULL THEN
+        PERFORM agent_private.refuse('PT422', format('scope %s is not user, agent or tenant', the_scope));
+    END IF;
+    RETURN owner;
+END
+$$;
+
 -- The memories that fit a question best, for search: as in recall_context, over all sessions; [] where nobody asks or
 -- where nothing has a word or a vector in common with it. the_scope: 'user' those of the user, 'agent' those of the
 -- agent, 'tenant' what all of a tenant share, such as what discovery learned of the application; the last two for servers.
@@ -141,12 +160,7 @@ BEGIN
     IF previous IS NULL THEN
         RETURN '[]';
     END IF;
-    owner := CASE the_scope WHEN 'user' THEN current_setting('agent.user_id')
-                            WHEN 'agent' THEN current_setting('agent.agent_id')
-                            WHEN 'tenant' THEN '' END;
-    IF owner IS NULL THEN
-        PERFORM agent_private.refuse('PT422', format('scope %s is not user, agent or tenant', the_scope));
-    END IF;
+    owner := agent_private.owner_of_scope(the_scope);
     SELECT coalesce(jsonb_agg(jsonb_build_object(
         'memory_id', r.memory_id, 'version', r.version, 'store', r.store, 'kind', r.kind, 'content', r.content,
         'trust', r.trust, 'tags', r.tags, 'speaker', r.speaker, 'session_id', r.session_id, 'turn', r.turn,

@@ -48,9 +48,9 @@ FROM unnest(ARRAY['public.agent_memory_embedding', 'public.agent_embedding_list'
 -- The memories of one scope of one owner whose vectors are nearest to a question's, by this model and of the question's
 -- dimensions: at most how_many, best first, with the cosine of the angle (0 for a vector of zeros, which has none).
 -- Exact in scopes of up to 2000 memories and for vectors of fewer than 128 dimensions. In larger ones the vectors whose
--- codes differ least from the question's are compared, one in 25, at least 500 and at most 1000; in scopes with lists only the codes in the nearest
--- lists are looked at, about 128,000, and 3000 vectors are compared. Leans on agent_memory_embedding_codes and on the
--- primary keys; locks nothing.
+-- codes differ least from the question's are compared, one in 25, at least 500 and at most 1000; in scopes with lists only
+-- the codes in the nearest lists are looked at, about 128,000, and 3000 vectors are compared. Leans on
+-- agent_memory_embedding_codes and on the primary keys; locks nothing.
 -- STABLE: lists and vectors are read as of one moment, and no vector is missed that moves from list to list meanwhile.
 CREATE FUNCTION agent_private.nearest(
     the_scope text, the_owner text, question_embedding vector, embedding_model text, how_many integer)
@@ -107,25 +107,6 @@ BEGIN
     FROM public.agent_memory_embedding e
     WHERE e.memory_number = ANY (candidates) AND e.model = embedding_model AND e.dimensions = size
     ORDER BY agent_private.divergence(e.embedding, wanted), e.memory_number DESC LIMIT how_many;
-END
-$$;
-
--- Take on the identity for the vectors of one scope and return its owner: that of the user, of the agent, or of all of a
--- tenant (''); NULL where nobody asks.
-CREATE FUNCTION agent_private.owner_of_scope(the_scope text)
-RETURNS text
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    owner text := CASE the_scope WHEN 'user' THEN current_setting('agent.user_id')
-                                 WHEN 'agent' THEN current_setting('agent.agent_id')
-                                 WHEN 'tenant' THEN '' END;
-BEGIN
-    IF owner IS NULL THEN
-        PERFORM agent_private.refuse('PT422', format('scope %s is not user, agent or tenant', the_scope));
-    END IF;
-    RETURN owner;
 END
 $$;
 

@@ -14,7 +14,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from pydantic import Field, SecretStr
 
 from agent import ConfigurationError, ConversationConfig, Identity, LearningMachine, listening
-from agent.errors import CallerError, IdentityError, InvalidRequest
+from agent.errors import IdentityError, InvalidRequest
 from agent.events import Event
 from agent.learning.rendering import tokens
 from agent.learning.semantic_search import SemanticSearch
@@ -191,6 +191,11 @@ async def test_the_oldest_turns_of_an_import_above_the_limit_are_retired(
         ([{"role": "user", "content": "x", "time": "yesterday"}], "time='yesterday'"),
         ([{"role": "user", "content": "x", "turn": 0}], "turn=0"),
         ([{"role": "user", "content": "x", "turn": True}], "turn=True"),
+        ([{"role": "user", "content": text, "turn": 3} for text in ("one", "two")], "message 2: turn=3"),
+        (
+            [{"role": "user", "content": "x", "turn": 1_048_575}, {"role": "ai", "content": "y"}],
+            "turn=1048576",
+        ),
         ([{"role": "user", "content": "x", "captions": "one"}], "captions='one'"),
         ([{"role": "user", "content": "x", "tags": [5]}], "tags=[5]"),
         ([{"role": "user", "content": "x", "timestamp": "2020-01-01"}], "'timestamp'"),
@@ -210,15 +215,14 @@ async def test_what_the_database_cannot_keep_is_refused_or_made_keepable(search:
         [{"role": "user", "content": "NUL \x00 bees"}], session_id="a", identity=ADA
     )
     assert [text for *_, text in await _turns(search)] == ["NUL \ufffd bees"]
-    twice: list[dict[str, Any]] = [{"role": "user", "content": text, "turn": 3} for text in ("one", "two")]
-    with pytest.raises(CallerError, match="each once"):
-        await search.add_conversation(twice, session_id="b", identity=ADA)
     with pytest.raises(IdentityError):
         await search.add_conversation(TALK, session_id="", identity=ADA)
     with pytest.raises(IdentityError):
         await search.add_conversation(TALK, session_id="chat")
     with pytest.raises(InvalidRequest, match="first_turn=0"):
         await search.add_conversation(TALK, session_id="chat", identity=ADA, first_turn=0)
+    with pytest.raises(InvalidRequest, match="session_id=None"):
+        await search.add_conversation(TALK, session_id=None, identity=ADA)  # type: ignore[arg-type]
 
 
 # --- search -----------------------------------------------------------------------------------------------------
@@ -266,6 +270,7 @@ async def test_filters_narrow_what_is_found(search: SemanticSearch) -> None:
         ({"kinds": [None]}, "kinds="),
         ({"tags": 5}, "tags=5"),
         ({"trust": ["everybody"]}, "'everybody' is none of"),
+        ({"trust": ["external"]}, "'external' is none of"),
         ({"since": "soon"}, "since='soon'"),
         ({"until": 5}, "until=5"),
         ({"as_of": "then"}, "as_of='then'"),

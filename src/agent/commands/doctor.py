@@ -387,7 +387,7 @@ async def _models(chosen: Settings, *, call_model: bool) -> AsyncIterator[Findin
         yield Finding(
             name="model",
             status="note",
-            message="none: what users say is learned word for word",
+            message="none: what is said is remembered word for word",
             what_to_do="For facts drawn from it set OPENAI_API_KEY, or LEARNING_MODEL=provider:model.",
         )
     else:

@@ -31,11 +31,17 @@ def as_turns(
         InvalidRequest: a message that cannot be read; it says which.
     """
     next_turn = first_turn
+    taken: set[int] = set()
     for position, message in enumerate(messages, start=1):
         said = _read(message, position)
         if said is None:
             continue
         next_turn = said.pop("turn", None) or next_turn
+        if next_turn in taken or next_turn > TURN_MAX:
+            raise InvalidRequest(
+                f"message {position}: turn={next_turn} must be a number up to {TURN_MAX} that no other message has"
+            )
+        taken.add(next_turn)
         yield said | {"turn": next_turn, "tags": sorted({*tags, *said.pop("tags", ())})}
         next_turn += 1
 

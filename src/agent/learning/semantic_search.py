@@ -1,6 +1,6 @@
 """Search in what is known: of a user, and what a tenant shares, such as what discovery learned of the application.
 
-By words, and by vectors of a user's memories where an embedder is set. Nothing is opened at import.
+By words, and by vectors where an embedder is set. Nothing is opened at import.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ LIMIT_MAX = 200
 """Greatest number of results."""
 _QUERY_CHARACTERS_MAX = 4_000
 _WORD = re.compile(r"\w+")
-_TRUSTS = ("user", "tool", "model", "external")
+_TRUSTS = ("user", "tool", "model")
+"""Labels that are found: memories of trust `external` never are."""
 _TOKENS_OF_A_MEMORY = 20
 """What a memory takes in a context at least, roughly: no more are fetched than could be shown."""
 
@@ -206,7 +207,7 @@ class SemanticSearch:
 
         Raises:
             InvalidRequest: a message or an argument that cannot be; nothing of its batch was written.
-            IdentityError: the identity names no user.
+            IdentityError: the identity names no user, or `session_id` is no id.
         """
         return await portal().run(self._add(messages, session_id, identity, tags, first_turn))
 
@@ -301,6 +302,8 @@ class SemanticSearch:
         first_turn: int,
     ) -> dict[str, int]:
         who = somebody(self._asking(identity)).with_(session_id=session_id)
+        if who.session_id is None:
+            raise InvalidRequest("session_id=None must name the conversation")
         if type(first_turn) is not int or not 1 <= first_turn <= TURN_MAX:
             raise InvalidRequest(f"first_turn={first_turn!r} must be a number from 1 to {TURN_MAX}")
         if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
