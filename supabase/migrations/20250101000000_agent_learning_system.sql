@@ -1021,13 +1021,25 @@ REVOKE ALL ON FUNCTION agent_private.own_scope(regclass) FROM PUBLIC;
 SELECT agent_private.guard(t), agent_private.own_scope(t) FROM unnest(ARRAY[
     'public.agent_memory', 'public.agent_memory_evidence', 'public.agent_scope']::regclass[]) AS t;
 
+-- A text in Unicode's form NFKC, a thousand characters at a time: Postgres takes as long as the square of a run of accents.
+CREATE FUNCTION agent_private.composed(content text)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN octet_length(content) = length(content) THEN content
+                WHEN length(content) <= 1000 THEN normalize(content, NFKC)
+                ELSE (SELECT string_agg(normalize(substr(content, s.at, 1000), NFKC), '' ORDER BY s.at)
+                      FROM generate_series(1, length(content), 1000) AS s (at)) END;
+$$;
+
 -- A text as it is compared: upper and lower case and white space do not count. Empty for white space alone.
 CREATE FUNCTION agent_private.plain_text(content text)
 RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT btrim(regexp_replace(lower(normalize(content, NFKC)), '\s+', ' ', 'g'));
+    SELECT btrim(regexp_replace(lower(agent_private.composed(content)), '\s+', ' ', 'g'));
 $$;
 
 -- Equal texts have equal hashes; final stops do not count either, unless there is nothing else. Equal messages of a
@@ -1489,6 +1501,15 @@ AS $$
                 ELSE left(normalize(regexp_replace(normalize(lexeme, NFD), '[\u0300-\u036F]', '', 'g'), NFC), 100) END;
 $$;
 
+-- A text with a space after each 255 characters without one: Postgres's parser of words takes as long as the square of some.
+CREATE FUNCTION agent_private.spaced(content text)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN length(content) > 255 THEN regexp_replace(content, '(\S{255})', '\1 ', 'g') ELSE content END;
+$$;
+
 -- The words of a text, at most 20,000 characters of it, in one of Postgres's languages ('simple': words as they are).
 -- Of a longer word the first 100 characters count. A text of other than ASCII characters is taken apart by script, which
 -- does not depend on the locale of the database: words of the scripts of agent_private.scripts by that language, unless
@@ -1511,11 +1532,11 @@ BEGIN
     IF octet_length(plain) = length(plain) THEN
         RETURN QUERY
         SELECT left(t.lexeme, 100), sum(coalesce(array_length(t.positions, 1), 1))::integer
-        FROM unnest(to_tsvector(language::regconfig, plain)) AS t
+        FROM unnest(to_tsvector(language::regconfig, agent_private.spaced(plain))) AS t
         GROUP BY 1;
         RETURN;
     END IF;
-    plain := left(lower(normalize(plain, NFKC)), 20000);
+    plain := left(lower(agent_private.composed(plain)), 20000);
     plain := replace(replace(plain, '’', ''''), 'ʼ', '''');
     -- What stands inside words and is no letter; then what stands between them.
     plain := regexp_replace(plain, '[\u00AD\u0591-\u05BD\u05BF\u05C1\u05C2\u05C4\u05C5\u05C7\u05F3\u05F4\u0640\u064B-\u065F\u0670'
@@ -1527,7 +1548,8 @@ BEGIN
     SELECT agent_private.folded(x.word), sum(x.times)::integer
     FROM (
         SELECT t.lexeme, coalesce(array_length(t.positions, 1), 1)
-        FROM unnest(to_tsvector(language::regconfig, regexp_replace(plain, '[' || other_scripts || unspaced || emoji || ']+', ' ', 'g'))) AS t
+        FROM unnest(to_tsvector(language::regconfig, agent_private.spaced(
+            regexp_replace(plain, '[' || other_scripts || unspaced || emoji || ']+', ' ', 'g')))) AS t
         UNION ALL
         SELECT h.form, coalesce(array_length(t.positions, 1), 1)
         FROM agent_private.scripts() AS s

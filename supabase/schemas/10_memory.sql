@@ -126,13 +126,25 @@ REVOKE ALL ON FUNCTION agent_private.own_scope(regclass) FROM PUBLIC;
 SELECT agent_private.guard(t), agent_private.own_scope(t) FROM unnest(ARRAY[
     'public.agent_memory', 'public.agent_memory_evidence', 'public.agent_scope']::regclass[]) AS t;
 
+-- A text in Unicode's form NFKC, a thousand characters at a time: Postgres takes as long as the square of a run of accents.
+CREATE FUNCTION agent_private.composed(content text)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN octet_length(content) = length(content) THEN content
+                WHEN length(content) <= 1000 THEN normalize(content, NFKC)
+                ELSE (SELECT string_agg(normalize(substr(content, s.at, 1000), NFKC), '' ORDER BY s.at)
+                      FROM generate_series(1, length(content), 1000) AS s (at)) END;
+$$;
+
 -- A text as it is compared: upper and lower case and white space do not count. Empty for white space alone.
 CREATE FUNCTION agent_private.plain_text(content text)
 RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT btrim(regexp_replace(lower(normalize(content, NFKC)), '\s+', ' ', 'g'));
+    SELECT btrim(regexp_replace(lower(agent_private.composed(content)), '\s+', ' ', 'g'));
 $$;
 
 -- Equal texts have equal hashes; final stops do not count either, unless there is nothing else. Equal messages of a

@@ -184,6 +184,7 @@ async def test_filters_keep_what_fits_all_of_them(database: PostgresDatabase) ->
         {"since": "2024-13-45"},
         [],
         ["stores"],
+        {"tags": ["a" * 50] * 400},
     ],
 )
 async def test_filters_that_are_none_are_refused(database: PostgresDatabase, wrong: Any) -> None:
@@ -462,3 +463,29 @@ def test_any_text_has_words_each_of_them_once(learning_database: ThrowawayDataba
             assert len(words) > len(texts)
             pairs = [(text, lexeme) for text, lexeme, _ in found if lexeme is not None]
             assert len(set(pairs)) == len(pairs), "each word of a text once"
+
+
+def test_long_runs_without_a_space_and_of_accents_are_taken_in_pieces(
+    learning_database: ThrowawayDatabase,
+) -> None:
+    chance = random.Random(7)
+    run = "".join(chance.choices("a_é-.字", k=20_000))
+    accents = "e" + "\u0301\u0316" * 9_000
+    with psycopg.connect(learning_database.url) as connection:
+        row = connection.execute("SELECT agent_private.spaced(%s)", (run,)).fetchone()
+        assert row is not None
+        assert max(map(len, row[0].split())) <= 255
+        assert row[0].replace(" ", "") == run
+        row = connection.execute(
+            "SELECT agent_private.composed(%s), agent_private.plain_text(%s), agent_private.composed(%s)",
+            (accents, "É" * 1_001 + " ", "cafe\u0301 ①"),
+        ).fetchone()
+        assert row is not None
+        assert row[0].count("\u0316") == 9_000
+        assert row[0].count("\u0301\u0316") > 10  # they are put in order within each piece, not over all
+        assert row[1:] == ("é" * 1_001, "café 1")
+        words = connection.execute(
+            "SELECT array_agg(lexeme) FROM agent_private.lexemes(%s)", ("blue_" * 3_000 + " bees",)
+        ).fetchone()
+        assert words is not None
+        assert {"blue", "bee"} <= set(words[0])
