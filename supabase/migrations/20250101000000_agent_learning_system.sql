@@ -2681,7 +2681,7 @@ $$;
 
 -- Filters as they are asked with: {stores, kinds, tags, trust: lists of texts, session_id, since, until}. A memory fits
 -- that has one of the stores, kinds and trusts, all of the tags, that session, and since <= valid_from < until. What is
--- absent or null does not count. PT422 for other keys and for values that are none.
+-- absent or null does not count. PT422 for other keys, for values that are none and for more than 20,000 bytes.
 CREATE FUNCTION agent_private.wanted(filters jsonb)
 RETURNS jsonb
 LANGUAGE plpgsql STABLE
@@ -2695,6 +2695,8 @@ BEGIN
         RETURN '{}';
     ELSIF jsonb_typeof(filters) <> 'object' THEN
         PERFORM agent_private.refuse('PT422', 'filters are an object');
+    ELSIF octet_length(filters::text) > 20000 THEN  -- they are looked into for every memory
+        PERFORM agent_private.refuse('PT422', 'filters have at most 20,000 bytes');
     END IF;
     filters := jsonb_strip_nulls(filters);
     FOR the_key, the_value IN SELECT f.key, f.value FROM jsonb_each(filters) AS f LOOP
