@@ -135,13 +135,21 @@ async def make(learning_database: ThrowawayDatabase) -> AsyncIterator[Make]:
 
 
 async def tell(machine: LearningMachine, *texts: str, identity: Identity = ADA) -> None:
-    """Runs in a session of their own, learned word for word."""
-    run = {
-        "run_id": f"{identity.user_id}-{hash(texts)}", "status": "completed", "exposures": [],
-        "messages": [said(text, f"m{number}") for number, text in enumerate(texts)], "tool_errors": [],
-    }  # fmt: skip
-    assert await portal().run(machine.record(identity, run))
-    assert await portal().run(machine.learn_session(identity)) == 1
+    """Runs that are learned word for word."""
+    await record(machine, *texts, identity=identity)
+    assert await portal().run(machine.learn_session(identity)) == len(texts)
+
+
+async def record(machine: LearningMachine, *texts: str, identity: Identity = ADA) -> None:
+    """A run for each text, each on a day of its own: turns of one day are shown as one line, in their order."""
+    for number, text in enumerate(texts):
+        moment = f"2026-03-{number + 1:02}T10:00:00Z"
+        run = {
+            "run_id": f"{identity.user_id}-{hash(texts)}-{number}", "status": "completed", "exposures": [],
+            "started_at": moment, "finished_at": moment,
+            "messages": [said(text, f"m{number}")], "tool_errors": [],
+        }  # fmt: skip
+        assert await portal().run(machine.record(identity, run))
 
 
 async def recall(machine: LearningMachine, question: str, identity: Identity = ADA) -> list[str]:
@@ -529,11 +537,10 @@ async def test_memories_without_vectors_are_learned_and_get_them_later(
 ) -> None:
     embeddings = BrokenForMemories(NO_ANSWER[kind])
     machine = make(embeddings, model_timeout=timedelta(milliseconds=200))
-    run = {"run_id": "r1", "status": "completed", "messages": [said(text, text) for text in FAR]}
-    await portal().run(machine.record(ADA, run))
+    await record(machine, *FAR)
     with pytest.raises(ModelError):
         await portal().run(machine.learn_session(ADA))
-    assert len(await machine.get_learnings(identity=ADA)) == len(FAR)
+    assert len(await machine.get_learnings(identity=ADA, store="conversation")) == len(FAR)
     assert (await recall(machine, "What of the kitten"))[0] == "I adopted a kitten"
     assert vectors(learning_database) == []
 
