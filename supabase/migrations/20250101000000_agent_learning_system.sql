@@ -1055,15 +1055,13 @@ AS $$
 $$;
 
 -- Where a turn stands among all turns: neighbours of one conversation differ by 1, and a session is place >> 20. NULL
--- for what is no turn. 42 bits of the session's hash and 20 of the turn.
+-- for what is no turn. 42 bits of the session's hash and 20 of the turn. Without a search_path of its own, so that the
+-- planner puts its expression in the place of the call.
 CREATE FUNCTION agent_private.place_of(session_id text, turn integer)
 RETURNS bigint
 LANGUAGE sql IMMUTABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT CASE WHEN turn IS NOT NULL THEN
-        (('x' || left(encode(sha256(convert_to(session_id, 'UTF8')), 'hex'), 16))::bit(64) >> 22)::bigint << 20 | turn END;
-$$;
+RETURN CASE WHEN turn IS NOT NULL THEN
+    (('x' || left(encode(sha256(convert_to(session_id, 'UTF8')), 'hex'), 16))::bit(64) >> 22)::bigint << 20 | turn END;
 
 -- The stores whose memories are searched by their words.
 CREATE FUNCTION agent_private.is_searched(store text)
@@ -1714,6 +1712,40 @@ BEGIN
 END
 $$;
 
+-- Whether all postings of a question's words are read, because they are few.
+CREATE FUNCTION agent_private.are_few(frequencies double precision[], memories double precision)
+RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT memories <= 10000 OR coalesce((SELECT sum(u.frequency) FROM unnest(frequencies) AS u (frequency)), 0) <= 8000;
+$$;
+
+-- Whether the memories themselves tell which postings are wanted. Which store it is of, a posting tells by its place, but
+-- for stores that no turn is of. Without a search_path of its own, so that its expression stands in the place of the call.
+CREATE FUNCTION agent_private.are_looked_up(the_scope text, filters jsonb, as_of timestamptz)
+RETURNS boolean
+LANGUAGE sql IMMUTABLE
+RETURN as_of IS NOT NULL OR filters - 'stores' <> '{}'
+    OR coalesce(the_scope = 'tenant' OR ((filters -> 'stores') - 'user_memory' - 'conversation') <> '[]', false) AND filters ? 'stores';
+
+-- All postings of these words in one scope, words by their place in the list; only those of turns, or only others, or
+-- all (NULL). Without a search_path of its own, so that the planner puts its query in the place of the call: a row
+-- costs half as much as one that a function returns.
+CREATE FUNCTION agent_private.postings(tenant text, the_scope text, the_owner text, words text[], turns_wanted boolean)
+RETURNS TABLE (memory_number bigint, place bigint, word integer, occurrences smallint, word_count integer)
+LANGUAGE sql STABLE ROWS 1000
+BEGIN ATOMIC
+    SELECT t.memory_number, t.place, w.at::integer, t.occurrences, t.word_count
+    FROM unnest(words) WITH ORDINALITY AS w (lexeme, at)
+    CROSS JOIN LATERAL (
+        SELECT x.memory_number, x.place, x.occurrences, x.word_count FROM public.agent_memory_term x
+        WHERE x.tenant_id = tenant AND x.scope = the_scope AND x.owner_id = the_owner AND x.lexeme = w.lexeme
+          AND (turns_wanted IS NULL OR turns_wanted = (x.place IS NOT NULL))
+        ORDER BY x.impact DESC OFFSET 0
+    ) AS t;
+END;
+
 -- The postings of a question's words in one scope, words by their place in the list: rarest first, with their frequencies, as
 -- question_words gives them. Complete where the scope has at most 10,000 memories, or the words at most 8,000 postings.
 -- Above that the rarest words of up to 4,000 postings (the rarest of all: its best 20,000) and the best 500 of each other
@@ -1734,14 +1766,12 @@ DECLARE
     stores jsonb := filters -> 'stores';
     turns_wanted boolean := CASE WHEN stores IS NULL THEN NULL WHEN stores <@ '["conversation"]' THEN true
                                  WHEN NOT stores ? 'conversation' THEN false END;
-    -- Which store it is of, a posting tells by its place, but for stores that no turn is of.
-    is_looked_up boolean := as_of IS NOT NULL OR filters - 'stores' <> '{}'
-                            OR coalesce(the_scope = 'tenant' OR (stores - 'user_memory' - 'conversation') <> '[]', false) AND stores IS NOT NULL;
+    is_looked_up boolean := agent_private.are_looked_up(the_scope, filters, as_of);
     never constant boolean := false;  -- makes of an IN a look into a hash table, whatever the planner expects to be in it
     word_limit integer := cardinality(words);
     whole integer := word_limit;  -- so many of the rarest words are read in full,
     listed integer := word_limit;  -- and so many for the memories that these speak for
-    is_complete boolean := memories <= 10000 OR coalesce((SELECT sum(u.frequency) FROM unnest(frequencies) AS u (frequency)), 0) <= 8000;
+    is_complete boolean := agent_private.are_few(frequencies, memories);
     weights double precision[];
 BEGIN
     IF NOT is_complete THEN
@@ -1750,15 +1780,7 @@ BEGIN
         FROM (SELECT u.at, sum(u.frequency) OVER (ORDER BY u.at) AS postings FROM unnest(frequencies) WITH ORDINALITY AS u (frequency, at)) AS f;
     END IF;
     IF is_complete AND NOT is_looked_up THEN
-        RETURN QUERY
-        SELECT t.memory_number, t.place, w.at::integer, t.occurrences, t.word_count
-        FROM unnest(words) WITH ORDINALITY AS w (lexeme, at)
-        CROSS JOIN LATERAL (
-            SELECT x.memory_number, x.place, x.occurrences, x.word_count FROM public.agent_memory_term x
-            WHERE x.tenant_id = tenant AND x.scope = the_scope AND x.owner_id = the_owner AND x.lexeme = w.lexeme
-              AND (turns_wanted IS NULL OR turns_wanted = (x.place IS NOT NULL))
-            ORDER BY x.impact DESC OFFSET 0
-        ) AS t;
+        RETURN QUERY SELECT p.* FROM agent_private.postings(tenant, the_scope, the_owner, words, turns_wanted) AS p;
         RETURN;
     END IF;
     weights := ARRAY(SELECT ln(1 + memories / (u.frequency + 1)) FROM unnest(frequencies) WITH ORDINALITY AS u (frequency, at) ORDER BY u.at);
@@ -1836,6 +1858,21 @@ BEGIN
     WHERE listed < word_limit;
 END
 $$;
+
+-- What word_hits returns, read in place where all postings are read: is_whole says so, which is are_few and not
+-- are_looked_up. Without a search_path of its own, as postings.
+CREATE FUNCTION agent_private.hits(
+    tenant text, the_scope text, the_owner text, words text[], frequencies double precision[], memories double precision,
+    filters jsonb, as_of timestamptz, is_whole boolean, turns_wanted boolean)
+RETURNS TABLE (memory_number bigint, place bigint, word integer, occurrences smallint, word_count integer)
+LANGUAGE sql STABLE ROWS 1000
+BEGIN ATOMIC
+    SELECT p.memory_number, p.place, p.word, p.occurrences, p.word_count
+    FROM agent_private.postings(tenant, the_scope, the_owner, words, turns_wanted) AS p WHERE is_whole
+    UNION ALL
+    SELECT h.memory_number, h.place, h.word, h.occurrences, h.word_count
+    FROM agent_private.word_hits(the_scope, the_owner, words, frequencies, memories, filters, as_of) AS h WHERE NOT is_whole;
+END;
 
 -- ---- schemas/14_languages.sql
 
@@ -2436,14 +2473,12 @@ $$;
 
 -- Ranking: which memories of one scope fit a question best.
 
--- Whether a text ends as a question: what somebody asked tells less than what was stated.
+-- Whether a text ends as a question: what somebody asked tells less than what was stated. Without a search_path of its
+-- own, so that the planner puts its expression in the place of the call.
 CREATE FUNCTION agent_private.is_question(content text)
 RETURNS boolean
 LANGUAGE sql IMMUTABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT right(rtrim(content), 1) IN ('?', '？', '؟');
-$$;
+RETURN right(rtrim(content), 1) IN ('?', '？', '؟');
 
 -- The numbers of the ranking, learned once on two conversations of LoCoMo (benchmarks/retrieval_quality.py measures them
 -- on others); the unit of all is the best score by words. What is 0 is off.
@@ -2496,6 +2531,15 @@ AS $$
 DECLARE
     tenant text := current_setting('agent.tenant_id');
     stores_to_fill_up text[] := CASE the_scope WHEN 'tenant' THEN '{application}' ELSE '{user_memory,conversation}' END;
+    is_alone boolean;  -- whether no turn of a conversation is among what is searched
+    is_whole boolean;  -- whether all postings of the words are read
+    -- Of the rules what is read once per posting or candidate: a field of a record costs several times as much.
+    fixed_length double precision;
+    length_per_word double precision;
+    updated double precision;
+    newness double precision;
+    asked double precision;
+    certainty double precision;
     everything boolean := filters = '{}' AND as_of IS NULL;
     rules record;
     words text[];
@@ -2511,18 +2555,94 @@ BEGIN
     IF memories IS NULL THEN
         RETURN;
     END IF;
+    IF filters ? 'stores' THEN
+        stores_to_fill_up := ARRAY(SELECT u.store FROM unnest(stores_to_fill_up) AS u (store) WHERE filters -> 'stores' ? u.store);
+    END IF;
+    is_whole := agent_private.are_few(frequencies, memories) AND NOT agent_private.are_looked_up(the_scope, filters, as_of);
+    is_alone := as_of IS NULL AND (NOT 'conversation' = ANY (stores_to_fill_up) OR NOT EXISTS (
+        SELECT FROM public.agent_memory m
+        WHERE m.tenant_id = tenant AND m.scope = the_scope AND m.owner_id = the_owner AND m.store >= 'conversation' AND m.store <= 'conversation'
+          AND m.superseded_at IS NULL
+        ORDER BY m.store, m.memory_number DESC LIMIT 1));
     weights := ARRAY(SELECT ln(1 + (greatest(memories, u.frequency) - u.frequency + 0.5::double precision) / (u.frequency + 0.5::double precision))
                      FROM unnest(frequencies) WITH ORDINALITY AS u (frequency, at) ORDER BY u.at);
     all_weights := coalesce((SELECT sum(u.weight) FROM unnest(weights) AS u (weight)), 1);
+    IF is_alone AND question_embedding IS NULL THEN
+        fixed_length := rules.saturation * (1 - rules.length_share_alone);
+        length_per_word := rules.saturation * rules.length_share_alone / mean_words;
+        updated := rules.updated;
+        newness := rules.newness;
+        asked := rules.asked;
+        certainty := rules.certainty;
+        RETURN QUERY
+        WITH by_words AS MATERIALIZED (
+            SELECT h.memory_number, sum(weights[h.word] * h.occurrences / (h.occurrences + fixed_length + length_per_word * h.word_count)) AS points,
+                   bit_or(1::bigint << h.word) AS own_words, sum(weights[h.word]) AS own_weight
+            FROM agent_private.hits(tenant, the_scope, the_owner, words, frequencies, memories, filters, as_of, is_whole, false) AS h
+            GROUP BY h.memory_number
+            ORDER BY points DESC, h.memory_number DESC LIMIT greatest(100, least(memory_limit, 200))
+        ), newest AS (
+            SELECT n.memory_number FROM (SELECT greatest(10, least(50, memory_limit - count(*))) AS many FROM by_words) AS f
+            CROSS JOIN LATERAL (
+                SELECT n.memory_number
+                FROM unnest(stores_to_fill_up) AS s (store)
+                CROSS JOIN LATERAL (
+                    SELECT m.memory_number FROM public.agent_memory m
+                    WHERE m.tenant_id = tenant AND m.scope = the_scope AND m.owner_id = the_owner
+                      AND m.store >= s.store AND m.store <= s.store
+                      AND m.superseded_at IS NULL AND agent_private.fits(m, filters, NULL)
+                    ORDER BY m.store, m.memory_number DESC LIMIT f.many) AS n
+                ORDER BY n.memory_number DESC LIMIT f.many) AS n
+            WHERE n.memory_number NOT IN (SELECT w.memory_number FROM by_words w)
+        ), found AS MATERIALIZED (  -- narrow, for it is sorted four times; what is returned is looked up for the best alone
+            SELECT w.*, m.valid_from, m.is_asked, m.is_stated
+            FROM (SELECT * FROM by_words UNION ALL SELECT n.memory_number, 0, 0, 0 FROM newest n) AS w
+            CROSS JOIN LATERAL (
+                SELECT x.valid_from, x.kind = 'conversation' AND agent_private.is_question(x.content) AS is_asked,
+                       x.store <> 'application' AS is_stated
+                FROM public.agent_memory x
+                WHERE x.memory_number = w.memory_number AND x.tenant_id = tenant AND x.scope = the_scope AND x.owner_id = the_owner
+                  AND x.trust <> 'external' AND agent_private.fits(x, filters, as_of)
+                  AND (x.session_id IS NULL OR x.session_id <> coalesce(session_now, ''))
+                LIMIT 1
+            ) AS m
+        ), scored AS (
+            SELECT f.memory_number, f.points / b.points * least(1, b.points / all_weights) ^ certainty
+                   - CASE WHEN f.is_asked THEN asked ELSE 0 END
+                   + percent_rank() OVER (ORDER BY f.valid_from, f.memory_number) * newness
+                   - CASE WHEN f.own_words > 0 AND f.is_stated AND f.own_weight >= b.own_weight
+                          THEN updated * (1 - cume_dist() OVER (PARTITION BY f.own_words ORDER BY f.valid_from, f.memory_number)) ELSE 0 END
+                   AS sum_of_points,
+                   f.points / b.points AS word_points, rank() OVER (ORDER BY f.points DESC)::integer AS word_rank
+            FROM found f
+            CROSS JOIN (SELECT (SELECT coalesce(nullif(max(x.points), 0), 1) FROM by_words x) AS points,
+                               (SELECT 0.9::double precision * max(x.own_weight) FROM found x) AS own_weight) AS b
+        ), best AS (
+            SELECT s.*, row_number() OVER (ORDER BY s.sum_of_points DESC, s.memory_number DESC) AS place
+            FROM scored s
+            ORDER BY s.sum_of_points DESC, s.memory_number DESC
+            LIMIT least(memory_limit, 200)
+        )
+        SELECT m.memory_id, m.version, m.store, m.kind, m.content, m.trust, m.tags, m.speaker, m.session_id, m.turn,
+               m.recorded_at, m.valid_from, b.sum_of_points,
+               CASE WHEN b.word_points > 0 THEN '{words}'::text[] ELSE '{}' END,
+               CASE WHEN b.word_points > 0 THEN ARRAY[b.word_rank] ELSE '{}' END,
+               CASE WHEN b.word_points > 0 THEN ARRAY[b.word_points] ELSE '{}' END, b.place
+        FROM best b
+        CROSS JOIN LATERAL (
+            SELECT * FROM public.agent_memory x WHERE x.memory_number = b.memory_number AND x.tenant_id = tenant LIMIT 1) AS m;
+        RETURN;
+    END IF;
     RETURN QUERY
     WITH hits AS MATERIALIZED (  -- double precision throughout: numeric arithmetic costs ten times as much
         SELECT h.word, h.memory_number, h.place, h.occurrences,
                weights[h.word] * h.occurrences / (h.occurrences + rules.saturation
                    * CASE WHEN h.place IS NULL THEN 1 - rules.length_share_alone + rules.length_share_alone * h.word_count / mean_words
                           ELSE 1 - rules.length_share + rules.length_share * h.word_count / mean_words END) AS points
-        FROM agent_private.word_hits(the_scope, the_owner, words, frequencies, memories, filters, as_of) AS h
+        FROM agent_private.hits(tenant, the_scope, the_owner, words, frequencies, memories, filters, as_of, is_whole,
+                                CASE WHEN cardinality(stores_to_fill_up) = 1 THEN stores_to_fill_up = '{conversation}' END) AS h
     ), by_words AS MATERIALIZED (
-        SELECT h.memory_number, h.place, sum(h.points) AS points, bit_or(1::bigint << h.word) AS own_words
+        SELECT h.memory_number, h.place, sum(h.points) AS points, bit_or(1::bigint << h.word) AS own_words, sum(weights[h.word]) AS own_weight
         FROM hits h GROUP BY h.memory_number, h.place
         ORDER BY points DESC, h.memory_number DESC LIMIT (SELECT greatest(100, least(memory_limit, 200)))
     ), by_vector AS MATERIALIZED (  -- how far above the last of the list, which varies with the model
@@ -2532,12 +2652,13 @@ BEGIN
                      (count(*) OVER ())::double precision AS many
               FROM agent_private.nearest(the_scope, the_owner, question_embedding, embedding_model, 100) AS v) AS n
     ), heard AS MATERIALIZED (  -- turns of conversations that were found themselves, and what neighbours need of them
-        SELECT c.memory_number, c.own_words, c.vector_points, m.session_id, m.turn, m.asked,
+        SELECT c.memory_number, c.own_words, c.own_weight, c.vector_points, m.session_id, m.turn, m.asked,
                coalesce(c.place, agent_private.place_of(m.session_id, m.turn)) AS place
-        FROM (SELECT f.memory_number, max(f.place) AS place, max(f.own_words) AS own_words, max(f.vector_points) AS vector_points
-              FROM (SELECT w.memory_number, w.place, w.own_words, 0::double precision AS vector_points FROM by_words w WHERE w.place IS NOT NULL
+        FROM (SELECT f.memory_number, max(f.place) AS place, max(f.own_words) AS own_words, max(f.own_weight) AS own_weight,
+                     max(f.vector_points) AS vector_points
+              FROM (SELECT w.memory_number, w.place, w.own_words, w.own_weight, 0::double precision AS vector_points FROM by_words w WHERE w.place IS NOT NULL
                     UNION ALL
-                    SELECT v.memory_number, NULL, 0, v.points FROM by_vector v) AS f
+                    SELECT v.memory_number, NULL, 0, 0, v.points FROM by_vector v) AS f
               GROUP BY f.memory_number) AS c
         CROSS JOIN LATERAL (
             SELECT x.session_id, x.turn, agent_private.is_question(x.content) AS asked FROM public.agent_memory x
@@ -2591,23 +2712,24 @@ BEGIN
         -- To fill up what words leave free; a few always, for the newest may matter more than the last of many words.
         ORDER BY n.memory_number DESC LIMIT (SELECT greatest(10, least(50, memory_limit - count(*))) FROM by_words)
     ), candidates AS (  -- what is no turn by its number, turns by their place, with the number of those found themselves
-        SELECT max(c.memory_number) AS memory_number, c.place, max(c.own_words) AS own_words, max(c.word_points) AS word_points, max(c.vector_points) AS vector_points
-        FROM (SELECT w.memory_number, NULL::bigint AS place, w.own_words, w.points AS word_points, 0::double precision AS vector_points
+        SELECT max(c.memory_number) AS memory_number, c.place, max(c.own_words) AS own_words, max(c.own_weight) AS own_weight,
+               max(c.word_points) AS word_points, max(c.vector_points) AS vector_points
+        FROM (SELECT w.memory_number, NULL::bigint AS place, w.own_words, w.own_weight, w.points AS word_points, 0::double precision AS vector_points
               FROM by_words w WHERE w.place IS NULL
               UNION ALL
-              SELECT v.memory_number, NULL, 0, 0, v.points FROM by_vector v
+              SELECT v.memory_number, NULL, 0, 0, 0, v.points FROM by_vector v
               WHERE NOT EXISTS (SELECT FROM heard e WHERE e.memory_number = v.memory_number)
               UNION ALL
-              SELECT n.memory_number, n.place, 0, 0, 0 FROM newest n
+              SELECT n.memory_number, n.place, 0, 0, 0, 0 FROM newest n
               UNION ALL
-              SELECT NULL, a.place, 0, a.points, 0 FROM around a
+              SELECT NULL, a.place, 0, 0, a.points, 0 FROM around a
               UNION ALL
-              SELECT NULL, a.place, 0, 0, a.points FROM around_vector a
+              SELECT NULL, a.place, 0, 0, 0, a.points FROM around_vector a
               UNION ALL
-              SELECT e.memory_number, e.place, e.own_words, 0, 0 FROM heard e) AS c
+              SELECT e.memory_number, e.place, e.own_words, e.own_weight, 0, 0 FROM heard e) AS c
         GROUP BY coalesce(c.place, -c.memory_number), c.place
     ), weighed AS MATERIALIZED (
-        SELECT c.memory_number, c.place, c.own_words, c.word_points / b.words AS word_points, coalesce(s.points / b.session, 0) AS session_points,
+        SELECT c.memory_number, c.place, c.own_words, c.own_weight, c.word_points / b.words AS word_points, coalesce(s.points / b.session, 0) AS session_points,
                c.vector_points / b.vector AS vector_points,
                c.word_points / b.words * least(1, b.words / all_weights) ^ rules.certainty
                    + coalesce(s.points / b.session, 0) * rules.session + c.vector_points * rules.vector AS points
@@ -2618,7 +2740,7 @@ BEGIN
         LEFT JOIN sessions s ON s.session = c.place >> 20
         ORDER BY points DESC, c.memory_number DESC LIMIT (SELECT greatest(150, least(memory_limit, 200) + 50))
     ), found AS MATERIALIZED (
-        SELECT m.*, w.own_words, w.word_points, w.session_points, w.vector_points, w.points
+        SELECT m.*, w.own_words, w.own_weight, w.word_points, w.session_points, w.vector_points, w.points
         FROM weighed w
         CROSS JOIN LATERAL (
             SELECT * FROM public.agent_memory x
@@ -2629,7 +2751,7 @@ BEGIN
         ) AS m
         WHERE w.memory_number IS NOT NULL
         UNION ALL
-        SELECT m.*, w.own_words, w.word_points, w.session_points, w.vector_points, w.points
+        SELECT m.*, w.own_words, w.own_weight, w.word_points, w.session_points, w.vector_points, w.points
         FROM weighed w
         JOIN (SELECT e.place >> 20 AS session, min(e.session_id) AS session_id FROM heard e GROUP BY e.place >> 20) AS s
           ON w.memory_number IS NULL AND s.session = w.place >> 20 AND s.session_id <> coalesce(session_now, '')
@@ -2653,8 +2775,7 @@ BEGIN
                AS sum_of_points,
                rank() OVER (ORDER BY f.word_points DESC) AS word_rank, rank() OVER (ORDER BY f.session_points DESC) AS session_rank,
                rank() OVER (ORDER BY f.vector_points DESC) AS vector_rank
-        FROM (SELECT x.*, (SELECT sum(weights[g.word]) FROM generate_series(1, cardinality(words)) AS g (word)
-                           WHERE x.own_words & (1::bigint << g.word) > 0) AS own_weight FROM found x) AS f
+        FROM found f
         LEFT JOIN named n ON n.speaker = f.speaker
     ), best AS (
         SELECT s.* FROM scored s
@@ -2662,16 +2783,15 @@ BEGIN
         LIMIT least(memory_limit, 200)
     )
     SELECT b.memory_id, b.version, b.store, b.kind, b.content, b.trust, b.tags, b.speaker, b.session_id, b.turn,
-           b.recorded_at, b.valid_from, b.sum_of_points, l.lists, l.ranks, l.scores,
+           b.recorded_at, b.valid_from, b.sum_of_points,
+           CASE WHEN b.word_points > 0 THEN '{words}'::text[] ELSE '{}' END || CASE WHEN b.session_points > 0 THEN '{session}'::text[] END
+               || CASE WHEN b.vector_points > 0 THEN '{vector}'::text[] END,
+           CASE WHEN b.word_points > 0 THEN ARRAY[b.word_rank::integer] ELSE '{}' END || CASE WHEN b.session_points > 0 THEN ARRAY[b.session_rank::integer] END
+               || CASE WHEN b.vector_points > 0 THEN ARRAY[b.vector_rank::integer] END,
+           CASE WHEN b.word_points > 0 THEN ARRAY[b.word_points] ELSE '{}' END || CASE WHEN b.session_points > 0 THEN ARRAY[b.session_points] END
+               || CASE WHEN b.vector_points > 0 THEN ARRAY[b.vector_points] END,
            row_number() OVER (ORDER BY b.sum_of_points DESC, b.memory_number DESC)
-    FROM best b
-    CROSS JOIN LATERAL (
-        SELECT coalesce(array_agg(x.list), '{}') AS lists, coalesce(array_agg(x.rank::integer), '{}') AS ranks,
-               coalesce(array_agg(x.points), '{}') AS scores
-        FROM (VALUES ('words', b.word_rank, b.word_points), ('session', b.session_rank, b.session_points),
-                     ('vector', b.vector_rank, b.vector_points)) AS x (list, rank, points)
-        WHERE x.points > 0
-    ) AS l;
+    FROM best b;
 END
 $$;
 

@@ -160,15 +160,13 @@ AS $$
 $$;
 
 -- Where a turn stands among all turns: neighbours of one conversation differ by 1, and a session is place >> 20. NULL
--- for what is no turn. 42 bits of the session's hash and 20 of the turn.
+-- for what is no turn. 42 bits of the session's hash and 20 of the turn. Without a search_path of its own, so that the
+-- planner puts its expression in the place of the call.
 CREATE FUNCTION agent_private.place_of(session_id text, turn integer)
 RETURNS bigint
 LANGUAGE sql IMMUTABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT CASE WHEN turn IS NOT NULL THEN
-        (('x' || left(encode(sha256(convert_to(session_id, 'UTF8')), 'hex'), 16))::bit(64) >> 22)::bigint << 20 | turn END;
-$$;
+RETURN CASE WHEN turn IS NOT NULL THEN
+    (('x' || left(encode(sha256(convert_to(session_id, 'UTF8')), 'hex'), 16))::bit(64) >> 22)::bigint << 20 | turn END;
 
 -- The stores whose memories are searched by their words.
 CREATE FUNCTION agent_private.is_searched(store text)

@@ -299,6 +299,40 @@ BEGIN
 END
 $$;
 
+-- Whether all postings of a question's words are read, because they are few.
+CREATE FUNCTION agent_private.are_few(frequencies double precision[], memories double precision)
+RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT memories <= 10000 OR coalesce((SELECT sum(u.frequency) FROM unnest(frequencies) AS u (frequency)), 0) <= 8000;
+$$;
+
+-- Whether the memories themselves tell which postings are wanted. Which store it is of, a posting tells by its place, but
+-- for stores that no turn is of. Without a search_path of its own, so that its expression stands in the place of the call.
+CREATE FUNCTION agent_private.are_looked_up(the_scope text, filters jsonb, as_of timestamptz)
+RETURNS boolean
+LANGUAGE sql IMMUTABLE
+RETURN as_of IS NOT NULL OR filters - 'stores' <> '{}'
+    OR coalesce(the_scope = 'tenant' OR ((filters -> 'stores') - 'user_memory' - 'conversation') <> '[]', false) AND filters ? 'stores';
+
+-- All postings of these words in one scope, words by their place in the list; only those of turns, or only others, or
+-- all (NULL). Without a search_path of its own, so that the planner puts its query in the place of the call: a row
+-- costs half as much as one that a function returns.
+CREATE FUNCTION agent_private.postings(tenant text, the_scope text, the_owner text, words text[], turns_wanted boolean)
+RETURNS TABLE (memory_number bigint, place bigint, word integer, occurrences smallint, word_count integer)
+LANGUAGE sql STABLE ROWS 1000
+BEGIN ATOMIC
+    SELECT t.memory_number, t.place, w.at::integer, t.occurrences, t.word_count
+    FROM unnest(words) WITH ORDINALITY AS w (lexeme, at)
+    CROSS JOIN LATERAL (
+        SELECT x.memory_number, x.place, x.occurrences, x.word_count FROM public.agent_memory_term x
+        WHERE x.tenant_id = tenant AND x.scope = the_scope AND x.owner_id = the_owner AND x.lexeme = w.lexeme
+          AND (turns_wanted IS NULL OR turns_wanted = (x.place IS NOT NULL))
+        ORDER BY x.impact DESC OFFSET 0
+    ) AS t;
+END;
+
 -- The postings of a question's words in one scope, words by their place in the list: rarest first, with their frequencies, as
 -- question_words gives them. Complete where the scope has at most 10,000 memories, or the words at most 8,000 postings.
 -- Above that the rarest words of up to 4,000 postings (the rarest of all: its best 20,000) and the best 500 of each other
@@ -319,14 +353,12 @@ DECLARE
     stores jsonb := filters -> 'stores';
     turns_wanted boolean := CASE WHEN stores IS NULL THEN NULL WHEN stores <@ '["conversation"]' THEN true
                                  WHEN NOT stores ? 'conversation' THEN false END;
-    -- Which store it is of, a posting tells by its place, but for stores that no turn is of.
-    is_looked_up boolean := as_of IS NOT NULL OR filters - 'stores' <> '{}'
-                            OR coalesce(the_scope = 'tenant' OR (stores - 'user_memory' - 'conversation') <> '[]', false) AND stores IS NOT NULL;
+    is_looked_up boolean := agent_private.are_looked_up(the_scope, filters, as_of);
     never constant boolean := false;  -- makes of an IN a look into a hash table, whatever the planner expects to be in it
     word_limit integer := cardinality(words);
     whole integer := word_limit;  -- so many of the rarest words are read in full,
     listed integer := word_limit;  -- and so many for the memories that these speak for
-    is_complete boolean := memories <= 10000 OR coalesce((SELECT sum(u.frequency) FROM unnest(frequencies) AS u (frequency)), 0) <= 8000;
+    is_complete boolean := agent_private.are_few(frequencies, memories);
     weights double precision[];
 BEGIN
     IF NOT is_complete THEN
@@ -335,15 +367,7 @@ BEGIN
         FROM (SELECT u.at, sum(u.frequency) OVER (ORDER BY u.at) AS postings FROM unnest(frequencies) WITH ORDINALITY AS u (frequency, at)) AS f;
     END IF;
     IF is_complete AND NOT is_looked_up THEN
-        RETURN QUERY
-        SELECT t.memory_number, t.place, w.at::integer, t.occurrences, t.word_count
-        FROM unnest(words) WITH ORDINALITY AS w (lexeme, at)
-        CROSS JOIN LATERAL (
-            SELECT x.memory_number, x.place, x.occurrences, x.word_count FROM public.agent_memory_term x
-            WHERE x.tenant_id = tenant AND x.scope = the_scope AND x.owner_id = the_owner AND x.lexeme = w.lexeme
-              AND (turns_wanted IS NULL OR turns_wanted = (x.place IS NOT NULL))
-            ORDER BY x.impact DESC OFFSET 0
-        ) AS t;
+        RETURN QUERY SELECT p.* FROM agent_private.postings(tenant, the_scope, the_owner, words, turns_wanted) AS p;
         RETURN;
     END IF;
     weights := ARRAY(SELECT ln(1 + memories / (u.frequency + 1)) FROM unnest(frequencies) WITH ORDINALITY AS u (frequency, at) ORDER BY u.at);
@@ -421,3 +445,18 @@ BEGIN
     WHERE listed < word_limit;
 END
 $$;
+
+-- What word_hits returns, read in place where all postings are read: is_whole says so, which is are_few and not
+-- are_looked_up. Without a search_path of its own, as postings.
+CREATE FUNCTION agent_private.hits(
+    tenant text, the_scope text, the_owner text, words text[], frequencies double precision[], memories double precision,
+    filters jsonb, as_of timestamptz, is_whole boolean, turns_wanted boolean)
+RETURNS TABLE (memory_number bigint, place bigint, word integer, occurrences smallint, word_count integer)
+LANGUAGE sql STABLE ROWS 1000
+BEGIN ATOMIC
+    SELECT p.memory_number, p.place, p.word, p.occurrences, p.word_count
+    FROM agent_private.postings(tenant, the_scope, the_owner, words, turns_wanted) AS p WHERE is_whole
+    UNION ALL
+    SELECT h.memory_number, h.place, h.word, h.occurrences, h.word_count
+    FROM agent_private.word_hits(the_scope, the_owner, words, frequencies, memories, filters, as_of) AS h WHERE NOT is_whole;
+END;

@@ -40,7 +40,8 @@ _BRIDGES = {
 _WITH_OWN_RIGHTS = {"code_of_others", "discover_app_structure", "match_app_values", "sample_app_table"}
 # Expressions, read once, when they are made, and put in the place of their call.
 _INLINED = {
-    "fits", "impact", "as_vector", "vector_dimensions", "unit_vector", "divergence", "sign_code", "code_distance",
+    "fits", "impact", "is_question", "place_of", "are_looked_up", "postings", "hits",
+    "as_vector", "vector_dimensions", "unit_vector", "divergence", "sign_code", "code_distance",
 }  # fmt: skip
 _CREATE = re.compile(r"^CREATE (?:OR REPLACE )?FUNCTION (?P<name>[\w.]+)\(", re.MULTILINE)
 
