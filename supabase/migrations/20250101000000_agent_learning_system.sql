@@ -2514,8 +2514,9 @@ $$;
 -- session; for that the newest fill up. At most 200, best first. Returns columns and no documents: those cost as much as
 -- the ranking, and recall needs fewer fields than search. Only what fits the filters (see agent_private.wanted) and was
 -- believed as_of (NULL: now). lists names the lists that found a memory, with list_ranks and list_scores in the same
--- order; it is empty for what only fills up. Leans on word_hits(), on nearest(), on
--- agent_memory_by_number, agent_memory_one_per_turn and agent_memory_by_scope; locks nothing.
+-- order; it is empty for what only fills up. Where no turn is searched and no vector given, a shorter query finds the
+-- same: the long one takes three times as long to set up. Leans on hits(), on nearest(), on agent_memory_by_number,
+-- agent_memory_one_per_turn and agent_memory_by_scope; locks nothing.
 CREATE FUNCTION agent_private.rank_memories(
     the_scope text, the_owner text, question text, question_embedding vector, embedding_model text, session_now text,
     memory_limit integer, filters jsonb DEFAULT '{}', as_of timestamptz DEFAULT NULL)
@@ -2526,6 +2527,7 @@ LANGUAGE plpgsql ROWS 40
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 SET enable_sort = off  -- on tables that nobody has analyzed yet the newest would be found by sorting all
+SET jit = off  -- to compile takes longer than any search
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -2534,10 +2536,13 @@ DECLARE
     is_alone boolean;  -- whether no turn of a conversation is among what is searched
     is_whole boolean;  -- whether all postings of the words are read
     -- Of the rules what is read once per posting or candidate: a field of a record costs several times as much.
-    fixed_length double precision;
+    length_of_turns double precision;  -- saturation and length of BM25: so much, and so much for each word
+    length_per_word_of_turns double precision;
+    length_alone double precision;
     length_per_word double precision;
     updated double precision;
     newness double precision;
+    newness_of_turns double precision;
     asked double precision;
     certainty double precision;
     everything boolean := filters = '{}' AND as_of IS NULL;
@@ -2559,7 +2564,7 @@ BEGIN
         stores_to_fill_up := ARRAY(SELECT u.store FROM unnest(stores_to_fill_up) AS u (store) WHERE filters -> 'stores' ? u.store);
     END IF;
     is_whole := agent_private.are_few(frequencies, memories) AND NOT agent_private.are_looked_up(the_scope, filters, as_of);
-    is_alone := as_of IS NULL AND (NOT 'conversation' = ANY (stores_to_fill_up) OR NOT EXISTS (
+    is_alone := as_of IS NULL AND (filters ? 'stores' AND NOT filters -> 'stores' ? 'conversation' OR NOT EXISTS (
         SELECT FROM public.agent_memory m
         WHERE m.tenant_id = tenant AND m.scope = the_scope AND m.owner_id = the_owner AND m.store >= 'conversation' AND m.store <= 'conversation'
           AND m.superseded_at IS NULL
@@ -2567,16 +2572,19 @@ BEGIN
     weights := ARRAY(SELECT ln(1 + (greatest(memories, u.frequency) - u.frequency + 0.5::double precision) / (u.frequency + 0.5::double precision))
                      FROM unnest(frequencies) WITH ORDINALITY AS u (frequency, at) ORDER BY u.at);
     all_weights := coalesce((SELECT sum(u.weight) FROM unnest(weights) AS u (weight)), 1);
+    length_of_turns := rules.saturation * (1 - rules.length_share);
+    length_per_word_of_turns := rules.saturation * rules.length_share / mean_words;
+    length_alone := rules.saturation * (1 - rules.length_share_alone);
+    length_per_word := rules.saturation * rules.length_share_alone / mean_words;
+    updated := rules.updated;
+    newness := rules.newness;
+    newness_of_turns := rules.newness_of_turns;
+    asked := rules.asked;
+    certainty := rules.certainty;
     IF is_alone AND question_embedding IS NULL THEN
-        fixed_length := rules.saturation * (1 - rules.length_share_alone);
-        length_per_word := rules.saturation * rules.length_share_alone / mean_words;
-        updated := rules.updated;
-        newness := rules.newness;
-        asked := rules.asked;
-        certainty := rules.certainty;
         RETURN QUERY
         WITH by_words AS MATERIALIZED (
-            SELECT h.memory_number, sum(weights[h.word] * h.occurrences / (h.occurrences + fixed_length + length_per_word * h.word_count)) AS points,
+            SELECT h.memory_number, sum(weights[h.word] * h.occurrences / (h.occurrences + length_alone + length_per_word * h.word_count)) AS points,
                    bit_or(1::bigint << h.word) AS own_words, sum(weights[h.word]) AS own_weight
             FROM agent_private.hits(tenant, the_scope, the_owner, words, frequencies, memories, filters, as_of, is_whole, false) AS h
             GROUP BY h.memory_number
@@ -2636,14 +2644,13 @@ BEGIN
     RETURN QUERY
     WITH hits AS MATERIALIZED (  -- double precision throughout: numeric arithmetic costs ten times as much
         SELECT h.word, h.memory_number, h.place, h.occurrences,
-               weights[h.word] * h.occurrences / (h.occurrences + rules.saturation
-                   * CASE WHEN h.place IS NULL THEN 1 - rules.length_share_alone + rules.length_share_alone * h.word_count / mean_words
-                          ELSE 1 - rules.length_share + rules.length_share * h.word_count / mean_words END) AS points
+               weights[h.word] * h.occurrences / (h.occurrences + CASE WHEN h.place IS NULL THEN length_alone + length_per_word * h.word_count
+                   ELSE length_of_turns + length_per_word_of_turns * h.word_count END) AS points
         FROM agent_private.hits(tenant, the_scope, the_owner, words, frequencies, memories, filters, as_of, is_whole,
-                                CASE WHEN cardinality(stores_to_fill_up) = 1 THEN stores_to_fill_up = '{conversation}' END) AS h
+                                CASE WHEN filters -> 'stores' <@ '["conversation"]' THEN true END) AS h
     ), by_words AS MATERIALIZED (
-        SELECT h.memory_number, h.place, sum(h.points) AS points, bit_or(1::bigint << h.word) AS own_words, sum(weights[h.word]) AS own_weight
-        FROM hits h GROUP BY h.memory_number, h.place
+        SELECT h.memory_number, max(h.place) AS place, sum(h.points) AS points, bit_or(1::bigint << h.word) AS own_words, sum(weights[h.word]) AS own_weight
+        FROM hits h GROUP BY h.memory_number
         ORDER BY points DESC, h.memory_number DESC LIMIT (SELECT greatest(100, least(memory_limit, 200)))
     ), by_vector AS MATERIALIZED (  -- how far above the last of the list, which varies with the model
         SELECT n.memory_number, CASE WHEN n.best = n.last THEN 1
@@ -2666,13 +2673,14 @@ BEGIN
             LIMIT 1  -- a look-up per candidate, whatever the planner believes of tables that nobody has analyzed yet
         ) AS m
         WHERE m.turn IS NOT NULL
-    ), shares AS (
-        SELECT * FROM (VALUES (-2, rules.near, rules.vector_near), (-1, rules.beside, rules.vector_beside), (0, 1, 1),
-                              (1, rules.beside, rules.vector_beside), (2, rules.near, rules.vector_near)) AS s (step, words, vector)
+    ), shares AS MATERIALIZED (
+        SELECT s.step, (s.words ^ 3) AS words_cubed, (s.answer ^ 3) AS answer_cubed, s.vector
+        FROM (VALUES (-2, rules.near, rules.near, rules.vector_near), (-1, rules.beside, rules.beside, rules.vector_beside), (0, 1, 1, 1),
+                     (1, rules.beside, rules.answer, rules.vector_beside), (2, rules.near, rules.near, rules.vector_near)) AS s (step, words, answer, vector)
     ), around AS (  -- the cubic mean of a word's points: near the largest, and more for more
         SELECT x.place, sum(x.points) AS points
         FROM (SELECT e.place + s.step AS place, h.word,
-                     cbrt(sum((h.points * CASE WHEN s.step = 1 AND e.asked THEN rules.answer ELSE s.words END) ^ 3)) AS points
+                     cbrt(sum(h.points * h.points * h.points * CASE WHEN e.asked THEN s.answer_cubed ELSE s.words_cubed END)) AS points
               FROM heard e JOIN hits h ON h.memory_number = e.memory_number CROSS JOIN shares s
               GROUP BY e.place + s.step, h.word) AS x
         GROUP BY x.place
@@ -2698,7 +2706,8 @@ BEGIN
         GROUP BY s.session
     ), newest AS (
         SELECT n.memory_number, n.place
-        FROM unnest(stores_to_fill_up) AS f (store)
+        FROM (SELECT greatest(10, least(50, memory_limit - count(*))) AS many FROM by_words) AS l
+        CROSS JOIN unnest(stores_to_fill_up) AS f (store)
         CROSS JOIN LATERAL (  -- the newest of each store by the index, then those of both; of turns what users stated
             SELECT m.memory_number, agent_private.place_of(m.session_id, m.turn) AS place
             FROM public.agent_memory m
@@ -2708,7 +2717,7 @@ BEGIN
               AND m.store >= f.store AND m.store <= f.store
               AND m.superseded_at IS NULL AND (everything OR agent_private.fits(m, filters, as_of))
               AND (m.store <> 'conversation' OR m.kind = 'user' AND NOT agent_private.is_question(m.content))
-            ORDER BY m.store, m.memory_number DESC LIMIT 50) AS n
+            ORDER BY m.store, m.memory_number DESC LIMIT l.many) AS n
         -- To fill up what words leave free; a few always, for the newest may matter more than the last of many words.
         ORDER BY n.memory_number DESC LIMIT (SELECT greatest(10, least(50, memory_limit - count(*))) FROM by_words)
     ), candidates AS (  -- what is no turn by its number, turns by their place, with the number of those found themselves
@@ -2739,11 +2748,13 @@ BEGIN
                     FROM candidates x) AS b
         LEFT JOIN sessions s ON s.session = c.place >> 20
         ORDER BY points DESC, c.memory_number DESC LIMIT (SELECT greatest(150, least(memory_limit, 200) + 50))
-    ), found AS MATERIALIZED (
+    ), found AS MATERIALIZED (  -- narrow, for it is sorted six times; what is returned is looked up for the best alone
         SELECT m.*, w.own_words, w.own_weight, w.word_points, w.session_points, w.vector_points, w.points
         FROM weighed w
         CROSS JOIN LATERAL (
-            SELECT * FROM public.agent_memory x
+            SELECT x.memory_number, x.valid_from, x.speaker, x.turn IS NOT NULL AS is_turn, x.store <> 'application' AS is_stated,
+                   (x.turn IS NOT NULL OR x.kind = 'conversation') AND agent_private.is_question(x.content) AS is_asked
+            FROM public.agent_memory x
             WHERE x.memory_number = w.memory_number AND x.tenant_id = tenant AND x.scope = the_scope AND x.owner_id = the_owner
               AND x.trust <> 'external' AND agent_private.fits(x, filters, as_of)
               AND (x.session_id IS NULL OR x.session_id <> coalesce(session_now, ''))
@@ -2756,7 +2767,8 @@ BEGIN
         JOIN (SELECT e.place >> 20 AS session, min(e.session_id) AS session_id FROM heard e GROUP BY e.place >> 20) AS s
           ON w.memory_number IS NULL AND s.session = w.place >> 20 AND s.session_id <> coalesce(session_now, '')
         CROSS JOIN LATERAL (
-            SELECT * FROM public.agent_memory x
+            SELECT x.memory_number, x.valid_from, x.speaker, x.turn IS NOT NULL, x.store <> 'application', agent_private.is_question(x.content)
+            FROM public.agent_memory x
             WHERE x.tenant_id = tenant AND x.scope = the_scope AND x.owner_id = the_owner
               AND x.session_id = s.session_id AND x.turn = (w.place & 1048575)::integer AND x.superseded_at IS NULL
               AND x.trust <> 'external' AND agent_private.fits(x, filters, as_of)
@@ -2766,32 +2778,35 @@ BEGIN
         SELECT s.speaker FROM (SELECT DISTINCT f.speaker FROM found f WHERE f.speaker IS NOT NULL) AS s
         WHERE EXISTS (SELECT FROM agent_private.lexemes(s.speaker, agent_private.text_language()) l WHERE l.lexeme = ANY (words))
     ), scored AS (
-        SELECT f.*, f.points + CASE WHEN n.speaker IS NULL THEN 0 ELSE rules.speaker END
-               - CASE WHEN (f.turn IS NOT NULL OR f.kind = 'conversation') AND agent_private.is_question(f.content) THEN rules.asked ELSE 0 END
-               + percent_rank() OVER (ORDER BY f.valid_from, f.memory_number)
-                 * CASE WHEN f.turn IS NULL THEN rules.newness ELSE rules.newness_of_turns END
-               - CASE WHEN f.own_words > 0 AND f.store <> 'application' AND f.own_weight >= 0.9::double precision * max(f.own_weight) OVER ()
-                      THEN rules.updated * (1 - cume_dist() OVER (PARTITION BY f.own_words ORDER BY f.valid_from, f.memory_number)) ELSE 0 END
-               AS sum_of_points,
-               rank() OVER (ORDER BY f.word_points DESC) AS word_rank, rank() OVER (ORDER BY f.session_points DESC) AS session_rank,
-               rank() OVER (ORDER BY f.vector_points DESC) AS vector_rank
+        SELECT f.memory_number, f.points + CASE WHEN n.speaker IS NULL THEN 0 ELSE rules.speaker END
+               - CASE WHEN f.is_asked THEN asked ELSE 0 END
+               + percent_rank() OVER (ORDER BY f.valid_from, f.memory_number) * CASE WHEN f.is_turn THEN newness_of_turns ELSE newness END
+               - CASE WHEN f.own_words > 0 AND f.is_stated AND f.own_weight >= (SELECT 0.9::double precision * max(x.own_weight) FROM found x)
+                      THEN updated * (1 - cume_dist() OVER (PARTITION BY f.own_words ORDER BY f.valid_from, f.memory_number)) ELSE 0 END
+               AS sum_of_points, f.word_points, f.session_points, f.vector_points,
+               rank() OVER (ORDER BY f.word_points DESC)::integer AS word_rank,
+               rank() OVER (ORDER BY f.session_points DESC)::integer AS session_rank,
+               rank() OVER (ORDER BY f.vector_points DESC)::integer AS vector_rank
         FROM found f
         LEFT JOIN named n ON n.speaker = f.speaker
     ), best AS (
-        SELECT s.* FROM scored s
+        SELECT s.*, row_number() OVER (ORDER BY s.sum_of_points DESC, s.memory_number DESC) AS place
+        FROM scored s
         ORDER BY s.sum_of_points DESC, s.memory_number DESC
         LIMIT least(memory_limit, 200)
     )
-    SELECT b.memory_id, b.version, b.store, b.kind, b.content, b.trust, b.tags, b.speaker, b.session_id, b.turn,
-           b.recorded_at, b.valid_from, b.sum_of_points,
+    SELECT m.memory_id, m.version, m.store, m.kind, m.content, m.trust, m.tags, m.speaker, m.session_id, m.turn,
+           m.recorded_at, m.valid_from, b.sum_of_points,
            CASE WHEN b.word_points > 0 THEN '{words}'::text[] ELSE '{}' END || CASE WHEN b.session_points > 0 THEN '{session}'::text[] END
                || CASE WHEN b.vector_points > 0 THEN '{vector}'::text[] END,
-           CASE WHEN b.word_points > 0 THEN ARRAY[b.word_rank::integer] ELSE '{}' END || CASE WHEN b.session_points > 0 THEN ARRAY[b.session_rank::integer] END
-               || CASE WHEN b.vector_points > 0 THEN ARRAY[b.vector_rank::integer] END,
+           CASE WHEN b.word_points > 0 THEN ARRAY[b.word_rank] ELSE '{}' END || CASE WHEN b.session_points > 0 THEN ARRAY[b.session_rank] END
+               || CASE WHEN b.vector_points > 0 THEN ARRAY[b.vector_rank] END,
            CASE WHEN b.word_points > 0 THEN ARRAY[b.word_points] ELSE '{}' END || CASE WHEN b.session_points > 0 THEN ARRAY[b.session_points] END
                || CASE WHEN b.vector_points > 0 THEN ARRAY[b.vector_points] END,
-           row_number() OVER (ORDER BY b.sum_of_points DESC, b.memory_number DESC)
-    FROM best b;
+           b.place
+    FROM best b
+    CROSS JOIN LATERAL (
+        SELECT * FROM public.agent_memory x WHERE x.memory_number = b.memory_number AND x.tenant_id = tenant LIMIT 1) AS m;
 END
 $$;
 
@@ -2899,16 +2914,15 @@ BEGIN
            OR (m.store = 'session_context' AND 'session_context' = ANY (stores)
                AND m.session_id = identity ->> 'session_id'));
     IF stores && '{user_memory,conversation}' THEN
-        SELECT coalesce(json_agg(json_build_object(
-            'memory_id', r.memory_id, 'version', r.version, 'store', r.store, 'kind', r.kind, 'content', r.content,
-            'trust', r.trust, 'recorded_at', r.recorded_at, 'speaker', r.speaker, 'session_id', r.session_id, 'turn', r.turn,
-            'valid_from', r.valid_from) ORDER BY r.place), '[]') INTO memories
-        FROM agent_private.rank_memories(
-            'user', person, question, agent_private.as_vector(question_embedding), embedding_model,
-            identity ->> 'session_id', memory_limit,
-            CASE WHEN stores @> '{user_memory,conversation}' THEN '{}'
-                 ELSE jsonb_build_object('stores', ARRAY(SELECT s FROM unnest(stores) AS s WHERE s IN ('user_memory', 'conversation'))) END
-            ) AS r;
+        SELECT coalesce(json_agg(m), '[]') INTO memories  -- rows and not json_build_object, which costs twice as much
+        FROM (SELECT r.memory_id, r.version, r.store, r.kind, r.content, r.trust, r.recorded_at, r.speaker, r.session_id, r.turn, r.valid_from
+              FROM agent_private.rank_memories(
+                  'user', person, question, agent_private.as_vector(question_embedding), embedding_model,
+                  identity ->> 'session_id', memory_limit,
+                  CASE WHEN stores @> '{user_memory,conversation}' THEN '{}'
+                       ELSE jsonb_build_object('stores', ARRAY(SELECT s FROM unnest(stores) AS s WHERE s IN ('user_memory', 'conversation'))) END
+                  ) AS r
+              ORDER BY r.place) AS m;
     END IF;
     PERFORM agent_private.leave(previous);
     RETURN json_build_object(

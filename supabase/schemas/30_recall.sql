@@ -100,16 +100,15 @@ BEGIN
            OR (m.store = 'session_context' AND 'session_context' = ANY (stores)
                AND m.session_id = identity ->> 'session_id'));
     IF stores && '{user_memory,conversation}' THEN
-        SELECT coalesce(json_agg(json_build_object(
-            'memory_id', r.memory_id, 'version', r.version, 'store', r.store, 'kind', r.kind, 'content', r.content,
-            'trust', r.trust, 'recorded_at', r.recorded_at, 'speaker', r.speaker, 'session_id', r.session_id, 'turn', r.turn,
-            'valid_from', r.valid_from) ORDER BY r.place), '[]') INTO memories
-        FROM agent_private.rank_memories(
-            'user', person, question, agent_private.as_vector(question_embedding), embedding_model,
-            identity ->> 'session_id', memory_limit,
-            CASE WHEN stores @> '{user_memory,conversation}' THEN '{}'
-                 ELSE jsonb_build_object('stores', ARRAY(SELECT s FROM unnest(stores) AS s WHERE s IN ('user_memory', 'conversation'))) END
-            ) AS r;
+        SELECT coalesce(json_agg(m), '[]') INTO memories  -- rows and not json_build_object, which costs twice as much
+        FROM (SELECT r.memory_id, r.version, r.store, r.kind, r.content, r.trust, r.recorded_at, r.speaker, r.session_id, r.turn, r.valid_from
+              FROM agent_private.rank_memories(
+                  'user', person, question, agent_private.as_vector(question_embedding), embedding_model,
+                  identity ->> 'session_id', memory_limit,
+                  CASE WHEN stores @> '{user_memory,conversation}' THEN '{}'
+                       ELSE jsonb_build_object('stores', ARRAY(SELECT s FROM unnest(stores) AS s WHERE s IN ('user_memory', 'conversation'))) END
+                  ) AS r
+              ORDER BY r.place) AS m;
     END IF;
     PERFORM agent_private.leave(previous);
     RETURN json_build_object(
