@@ -251,7 +251,7 @@ async def test_a_webhook_gets_the_whole_notice_as_json_with_a_key_that_stays_the
     assert body == made.as_json()
     assert set(body) == {
         "notice_id", "kind", "at", "tenant_id", "alert_id", "cause", "check", "severity", "title", "what", "advice",
-        "evidence", "since", "resolved_at", "times_seen", "times_reopened", "link",
+        "evidence", "since", "resolved_at", "times_seen", "times_reopened", "link", "silences",
     }  # fmt: skip
 
 

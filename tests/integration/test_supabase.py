@@ -318,8 +318,11 @@ async def test_vectors_travel_too(make: Make) -> None:
     await record(machine, ada, *FAR)
     await learn(machine, ada)
     assert (await machine.search("tomcat", identity=ada))[0]["content"] == "I adopted a kitten"
+    assert (await machine.search("Which physician?", identity=ada))[0][
+        "content"
+    ] == "Her brother is a surgeon"
     rendered = await portal().run(machine.recall(ada.with_(session_id="t2"), "Which physician?"))
-    assert rendered.shown[0].content == "Her brother is a surgeon"
+    assert "Her brother is a surgeon" in [memory.content for memory in rendered.shown]
 
 
 async def test_a_model_that_fails_leaves_the_runs_for_the_next(make: Make, heard: list[Event]) -> None:
