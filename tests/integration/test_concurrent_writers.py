@@ -40,13 +40,15 @@ async def machine(learning_database: ThrowawayDatabase) -> AsyncIterator[Learnin
     await machine.aclose()
 
 
-def _assert_nothing_lost(url: str, contents: Sequence[str], user_id: str | None = ADA.user_id) -> None:
+def _assert_nothing_lost(
+    url: str, contents: Sequence[str], user_id: str | None = ADA.user_id, turns: Sequence[str] = ()
+) -> None:
     found = rows(
         url,
         "SELECT content, version FROM agent_memory WHERE owner_id = %s AND superseded_at IS NULL",
         user_id,
     )
-    assert sorted(content for content, _ in found) == sorted(contents)
+    assert sorted(content for content, _ in found) == sorted([*contents, *turns])
     assert {version for _, version in found} == {1}
     counted = counted_scopes(url)
     assert counted == recounted_scopes(url)
@@ -156,7 +158,7 @@ def test_children_forked_from_a_process_that_is_at_work_lose_nothing(
     contents.append("Of the parent afterwards")
     assert _write_by_sync_door(machine, contents[-1]) == "created"
     said = ["Said to the parent", *(f"Said to child {child}" for child in range(4))]
-    _assert_nothing_lost(learning_database.url, contents + said + ["Noted."] * len(said))
+    _assert_nothing_lost(learning_database.url, contents, turns=said + ["Noted."] * len(said))
     portal().run_sync(machine.record(ADA, a_run("Said to the parent at last")))
     assert machine.drain_sync()
     asyncio.run(machine.aclose())
