@@ -52,7 +52,7 @@ def _assert_nothing_lost(
     assert {version for _, version in found} == {1}
     counted = counted_scopes(url)
     assert counted == recounted_scopes(url)
-    assert counted["default", str(user_id)][0] == len(contents)
+    assert counted["default", str(user_id)][0] == len(contents) + len(turns)
     assert value(url, "SELECT version FROM agent_scope WHERE owner_id = %s", user_id) >= len(contents)
 
 
