@@ -3638,8 +3638,8 @@ END
 $$;
 
 -- Memories of a scope that are searched and have no vector of this model, and of these dimensions where they are given:
--- behind one name a server may put another model. Newest first: [{memory_number, content}]. the_scope as in
--- match_memories. Reads all memories of the scope.
+-- behind one name a server may put another model. Newest first: [{memory_number, content}], content being the text that
+-- is searched, of a turn with who said it. the_scope as in match_memories. Reads all memories of the scope.
 CREATE FUNCTION public.memories_without_embedding(
     identity jsonb, model text, memory_limit integer DEFAULT 100, dimensions integer DEFAULT NULL,
     the_scope text DEFAULT 'user')
@@ -3659,7 +3659,7 @@ BEGIN
     END IF;
     owner := agent_private.owner_of_scope(the_scope);
     SELECT coalesce(jsonb_agg(jsonb_build_object('memory_number', x.memory_number, 'content', x.content)), '[]') INTO found
-    FROM (SELECT m.memory_number, m.content FROM public.agent_memory m
+    FROM (SELECT m.memory_number, agent_private.searched_text(m) AS content FROM public.agent_memory m
           WHERE m.tenant_id = current_setting('agent.tenant_id') AND m.scope = the_scope AND m.owner_id = owner
             AND agent_private.is_searched(m.store) AND m.superseded_at IS NULL
             AND NOT EXISTS (SELECT FROM public.agent_memory_embedding e

@@ -23,6 +23,7 @@ from agent.events import Event
 from agent.learning.embedding import Embedder, as_vector
 from agent.learning.learner_steps import StepContext, embed
 from agent.learning.machine import embedder_name
+from agent.learning.semantic_search import SemanticSearch
 from agent.portal import portal
 from agent.testing.throwaway import ThrowawayDatabase
 from tests.integration.test_extraction import said
@@ -218,6 +219,16 @@ async def test_a_question_is_embedded_once_and_a_memory_once(make: Make) -> None
     await portal().run(machine.embed_memories(ADA))
     assert embeddings.questions == ["tomcat"]
     assert sorted(embeddings.documents) == sorted(FAR)
+
+
+async def test_a_turn_is_embedded_with_who_said_it(make: Make, learning_database: ThrowawayDatabase) -> None:
+    embedder = Meanings()
+    machine = make(embedder)
+    search = SemanticSearch(settings=learning_database.settings, database=machine.database)
+    turns = [{"role": "user", "name": "Ada", "content": "I adopted a kitten"}]
+    await search.add_conversation(turns, session_id="chat", identity=ADA)
+    assert await portal().run(machine.embed_memories(ADA)) == 1
+    assert embedder.documents == ["Ada: I adopted a kitten"]
 
 
 async def test_an_empty_question_is_not_embedded(make: Make) -> None:
