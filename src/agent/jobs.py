@@ -36,6 +36,7 @@ _HEARTBEATS_BEFORE_STALLED = 3
 _SPOOL_INTERVAL = timedelta(seconds=15)
 _FETCH_INTERVAL_SECONDS = 1.0
 _REGISTERED_SECONDS = 0.02  # how often to look whether the queue knows a new worker
+_CANCEL_AGAIN_SECONDS = 0.2
 _CONNECTIONS_MAX = 4
 _CONNECTION_SECONDS_MAX = 10.0  # without one for so long the database is away
 _GRACE = timedelta(seconds=60)
@@ -271,8 +272,9 @@ class Worker:
             finally:
                 clock.shutdown(wait=False)
                 asked.cancel()
-                saying.cancel()
-                await asyncio.wait({saying})
+                while not saying.done():  # a query that ends just then keeps a cancellation to itself
+                    saying.cancel()
+                    await asyncio.wait({saying}, timeout=_CANCEL_AGAIN_SECONDS)
                 # The first cancellation lets jobs at hand finish, the second does not; one may come too early to count.
                 while not working.done():
                     working.cancel()
