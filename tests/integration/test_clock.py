@@ -401,6 +401,8 @@ async def test_the_worker_of_a_clock_does_not_count_for_the_queue_of_learning(
     await make(noted).start()
     await _until(lambda: len(noted.ticks) == 1)
     assert value(learning_database.url, "SELECT count(*) FROM agent_queue.procrastinate_workers") == 1
+    # It says its queues beside its first work; until then it is taken for one of all.
+    await _until(lambda: value(learning_database.url, "SELECT count(*) FROM agent_queue.agent_worker") == 1)
     assert (await database.call("queue_state", the_queue="learning"))["workers"] == 0
 
 
